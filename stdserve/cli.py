@@ -1,0 +1,296 @@
+"""The command line: arguments and environment -> Config -> a running server -> an exit code.
+
+    main
+        read_command_line           argparse, made from config.OPTIONS; the environment below it
+        serve
+            logs.configure_logging
+            server.Server.run       blocks until the server is stopped
+
+Exit codes: 0 a normal stop, 1 an option or address that cannot be used, 2 usage, 3 the application's start failed, 4 it
+is not an application, 130 interrupted before the server took over the signals. 3 and 4 are gunicorn's.
+
+It does not check values (config.py does) and does not import the server before the options are known to be good, so
+--help and a typing error are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .config import OPTIONS, SWITCH, Config, Option, did_you_mean, environment_values
+from .errors import ConfigError, StdserveError
+
+if TYPE_CHECKING:
+    from .server import Server
+
+# The last part, so that a copy in yourapp/_vendor goes by the same name.
+PROGRAM = (__package__ or "stdserve").rpartition(".")[2]
+
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
+
+EPILOG = """\
+Durations: 30, 30s, 5m, 1h30m, 500ms. Sizes: 65536, 64KiB, 1MiB. Lists: a,b.
+Every option can also be set in the environment, as STDSERVE_PORT for --port; the command line wins.
+"""
+
+logger = logging.getLogger("stdserve.error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (without the program's name; None: that of the process) and return the exit code."""
+    try:
+        given = sys.argv[1:] if argv is None else argv
+        config = _read(given)
+        if isinstance(config, int):
+            return config
+        return serve(config, reread=lambda: read_command_line(given, os.environ), owns_process=argv is None)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def serve(config: Config, *, reread: Callable[[], Config] | None = None, owns_process: bool = False) -> int:
+    """Set up logging, serve until stopped, return the exit code; a start that fails is one line. A worker that the
+    supervisor has forked does not return: it ends with SystemExit.
+
+    `reread` makes the Config anew for a reload. With `owns_process` the process must end soon after that, whatever
+    threads the application has left.
+    """
+    from .logs import configure_logging
+
+    try:
+        _settle(config)
+        configure_logging(config)
+    except StdserveError as error:
+        return _refuse(error)
+    supervised = config.workers is not None or config.reload
+    try:
+        server = _supervise(config, reread) if supervised else _alone(config)
+    except StdserveError as error:
+        return _report(error)
+    if isinstance(server, int):
+        return server
+    code = _run(server)
+    if server.stuck:
+        _leave(code)
+    if owns_process or supervised:
+        _end_in_time(code, 0.0 if server.cut else config.timeout_graceful_shutdown)
+    if supervised:  # in a worker
+        raise SystemExit(code)
+    return code
+
+
+def _settle(config: Config) -> None:
+    """--chdir and --umask, before anything is opened."""
+    if config.chdir:
+        try:
+            os.chdir(config.chdir)
+        except OSError as error:
+            raise ConfigError(f"--chdir: {config.chdir!r}: {error.strerror}") from None
+    if config.umask is not None:
+        os.umask(config.umask)
+
+
+def _alone(config: Config) -> Server:
+    """For one process that serves by itself."""
+    from .server import Server
+
+    for name in ("preload", "max_requests", "max_worker_memory", "max_worker_lifetime", "pid", "user", "group"):
+        if getattr(config, name) != OPTIONS[name].default:
+            logger.warning("%s has no effect without --workers", OPTIONS[name])
+    return Server(config)
+
+
+def _supervise(config: Config, reread: Callable[[], Config] | None) -> Server | int:
+    """The supervisor's exit code; in a worker the Server that it is to run."""
+    if not hasattr(os, "fork"):
+        raise ConfigError("--workers needs os.fork, which this system does not have: run one process")
+    from .process.supervisor import Supervisor
+
+    return Supervisor(config, reread).run()
+
+
+def _run(server: Server) -> int:
+    try:
+        server.run()
+    except StdserveError as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: StdserveError) -> int:
+    """One line in the log, below the application's own traceback if there is one; the exit code for it."""
+    details = getattr(error, "details", "")
+    if details:
+        logger.error("%s", details.rstrip())
+    logger.error("%s", error)
+    return error.exit_code
+
+
+def _end_in_time(code: int, seconds: float) -> None:
+    """Python waits at its end for threads without a limit: give those of the application as long as its requests.
+
+    Which it waits for nobody can ask: all that are no daemons, and those of each ThreadPoolExecutor.
+    """
+    import threading  # the server has it
+
+    if threading.active_count() > 1:
+        timer = threading.Timer(max(seconds, 1.0), _give_up, (code,))
+        timer.daemon = True
+        timer.start()
+
+
+def _give_up(code: int) -> None:
+    logger.error("threads of the application do not end and are left behind")
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End although the application holds threads: Python would wait for some of them for ever."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def read_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The Config; ConfigError for what the environment holds, SystemExit after --help, --version and a usage error."""
+    parser = make_parser()
+    given = _parse(parser, argv)
+    try:
+        values = {name: OPTIONS[name].check(value) for name, value in given.items()}
+    except ConfigError as error:
+        parser.error(str(error))
+    values = environment_values(environ) | values
+    if not values.get("app"):
+        parser.error(f"no application given; name its module and attribute, as in: {PROGRAM} main:app")
+    return Config(**values)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """A parser that leaves out what was not given and does not look into values."""
+    parser = _Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [options] {OPTIONS['app'].metavar}",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action=_Version)
+    for option in OPTIONS.values():
+        if not option.flags:
+            parser.add_argument(option.name, nargs="?")
+        elif option.kind is SWITCH:
+            parser.add_argument(*option.flags, dest=option.name, action=argparse.BooleanOptionalAction)
+        else:
+            parser.add_argument(*option.flags, dest=option.name, action="append" if option.repeatable else "store")
+    return parser
+
+
+def help_text(columns: int = 100) -> str:
+    """--help, from the option table."""
+    lines = ["Serve a WSGI or ASGI application."]
+    group = ""
+    for option in OPTIONS.values():
+        if option.group != group:
+            group = option.group
+            lines += ["", f"{group}:"]
+        lines += _help_entry(_spelling(option), f"{option.help} (default: {option.show_default()})", columns)
+    lines += ["", "Other:", *_help_entry("-h, --help", "show this and exit", columns)]
+    lines += _help_entry("--version", "show the versions of server and Python and exit", columns)
+    return "\n".join(lines) + "\n\n" + EPILOG
+
+
+# Reading
+
+
+class _Parser(argparse.ArgumentParser):
+    """With help of our own: argparse repeats the metavar after each flag and sets the rest in a narrow column."""
+
+    def format_help(self) -> str:
+        import shutil  # only for --help
+
+        return self.format_usage() + "\n" + help_text(min(shutil.get_terminal_size().columns, 100))
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.format_usage()}{self.prog}: error: {message}\n")
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import platform  # only for --version
+
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        print(f"stdserve {__version__} with {python} on {platform.system()}")
+        parser.exit()
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    namespace, unknown = parser.parse_known_args(list(argv))
+    for argument in unknown:
+        # The value of an unknown flag may have been taken for the application, so flags are what to speak about.
+        if argument.startswith("-") and argument != "--":
+            flag = argument.partition("=")[0]
+            parser.error(f"unknown option {flag}{did_you_mean(flag, _all_flags())}")
+    if unknown:
+        parser.error(f"unexpected argument {unknown[0]!r}: give one application, and options as --name value")
+    return vars(namespace)
+
+
+def _all_flags() -> Iterator[str]:
+    yield from ("--help", "--version")
+    for option in OPTIONS.values():
+        yield from option.flags
+        if option.kind is SWITCH:
+            yield from (f"--no-{flag[2:]}" for flag in option.flags)
+
+
+def _spelling(option: Option) -> str:
+    if option.kind is SWITCH:
+        return ", ".join(f"{flag}, --no-{flag[2:]}" for flag in option.flags)
+    return f"{', '.join(option.flags)} {option.metavar}".strip()
+
+
+def _help_entry(spelling: str, text: str, columns: int) -> list[str]:
+    import textwrap  # only for --help
+
+    return [f"  {spelling}", *textwrap.wrap(text, max(columns, 40), initial_indent=" " * 8, subsequent_indent=" " * 8)]
+
+
+def _read(argv: Sequence[str]) -> Config | int:
+    """The Config, or the exit code of a command line that asks for something else or is wrong."""
+    try:
+        try:
+            return read_command_line(argv, os.environ)
+        except SystemExit as done:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return done.code if isinstance(done.code, int) else 0
+    except ConfigError as error:
+        return _refuse(error)
+    except BrokenPipeError:  # `stdserve --help | head`
+        _discard_output()
+        return 0
+
+
+def _refuse(error: StdserveError) -> int:
+    """There is no log yet."""
+    print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _discard_output() -> None:
+    """Python flushes standard output once more when it ends and would complain then."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
