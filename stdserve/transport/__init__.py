@@ -1,0 +1,1 @@
+"""Everything that owns a file descriptor; all of it runs in the loop thread."""
