@@ -1,0 +1,1 @@
+"""Processes: a supervisor that binds, forks and watches; workers that serve."""

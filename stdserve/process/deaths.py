@@ -1,0 +1,55 @@
+"""Why a worker died, in words."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+_EXIT_CODES = {
+    0: "it ended by itself",
+    1: "exit code 1, an error",
+    3: "exit code 3, it could not start the application",
+    4: "exit code 4, there is no such application",
+}
+
+
+def describe_death(code: int, out_of_memory: OutOfMemoryCount) -> str:
+    """`code` as os.waitstatus_to_exitcode gives it: negative for a signal."""
+    if code >= 0:
+        return _EXIT_CODES.get(code, f"exit code {code}")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if code == -signal.SIGKILL:
+        return "out of memory, the kernel killed it" if out_of_memory.has_risen() else f"{name}, somebody killed it"
+    return name
+
+
+class OutOfMemoryCount:
+    """How many processes of this control group the kernel has killed for memory (cgroup v2, memory.events)."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path = _memory_events() if path is None else path
+        self._count = self._read()
+
+    def has_risen(self) -> bool:
+        """Since the last time that it was asked."""
+        before, self._count = self._count, self._read()
+        return self._count > before
+
+    def _read(self) -> int:
+        with contextlib.suppress(OSError, ValueError), open(self._path) as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+        return 0
+
+
+def _memory_events() -> str:
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+        for line in file:
+            if line.startswith("0::"):
+                return f"/sys/fs/cgroup{line[3:].rstrip()}/memory.events".replace("//", "/")
+    return "/sys/fs/cgroup/memory.events"

@@ -1,0 +1,601 @@
+"""The supervisor: binds, forks workers, watches them, replaces them; it never serves.
+
+    run
+        listeners, preload, pidfile
+        turn*       start workers that are missing -> wait -> words of workers -> verbs of signals -> the dead -> time
+        -> exit code; in a child: the Server that it is to run
+
+A worker counts as one of ours until it is `leaving`: because its generation is old (HUP), because it asked for a
+successor (--max-requests and the like), or because there are too many (TTOU). Two rules do everything:
+
+    start       while fewer than `target` of ours live (booting or ready)
+    retire      those that leave, once `target` of ours are ready
+
+so whoever leaves serves until the successor does. A worker that dies is no special case: it is missing.
+
+The supervisor imports neither the application (but for --preload) nor protocol code, so what they do cannot hurt it.
+Signals: signals.py. It does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StdserveError
+from ..mailbox import Mailbox
+from ..transport.listener import Listener, open_listeners
+from .channel import Channel
+from .deaths import OutOfMemoryCount, describe_death
+from .identity import Pidfile, drop_privileges, notify, own_sockets, set_title, watchdog_seconds
+from .reload import FileWatch
+from .signals import VERBS, forget_handlers
+from .slots import RequestSlots
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..gateway.loader import Application
+    from ..server import Server
+
+logger = logging.getLogger("stdserve.error")
+
+BOOTING, READY, DRAINING = "booting", "ready", "draining"
+
+# A worker that has lived this long was no part of a crash loop.
+_STEADY_SECONDS = 10.0
+_BACK_OFF_SECONDS = 0.25
+_BACK_OFF_MOST_SECONDS = 30.0
+
+# What a worker gets on top of its own time limits before it is killed: they are its own business, this is for bugs.
+_KILL_SLACK_SECONDS = 10.0
+_QUICK_SECONDS = 2.0
+_ABORT_SECONDS = 2.0
+
+# With --reload, for running requests to end
+_RELOAD_SECONDS = 1.0
+
+
+class Worker:
+    """A child as its supervisor sees it: booting -> ready -> draining -> dead, each step may be left out."""
+
+    __slots__ = (
+        "asked", "channel", "generation", "kill_at", "leaving", "pid", "pinged", "slots", "started", "state", "wish",
+    )  # fmt: skip
+
+    def __init__(self, pid: int, generation: int, channel: Channel, slots: RequestSlots, now: float) -> None:
+        self.pid = pid
+        self.generation = generation
+        self.channel = channel
+        self.slots = slots
+        self.started = now
+        self.state = BOOTING
+        self.leaving = False
+        self.wish = ""  # why it wants a successor
+        self.asked = False  # to stop, so that its death is no surprise
+        self.pinged = 0.0  # since when an answer is due; 0: none is
+        self.kill_at = float("inf")
+
+
+class Supervisor:
+    """`run` once. `reread` makes the Config of a reload; the system's calls can be replaced (fork, kill, waitpid)."""
+
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config] | None = None,
+        system: Any = os,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = _for_development(config)
+        self.target = config.workers or 1
+        self.generation = 1
+        self.workers: dict[int, Worker] = {}
+        self.listeners: list[Listener] = []
+        self.exit_code = 0
+        self._reread = reread
+        self._os = system
+        self._clock = clock
+        self._mailbox = Mailbox()
+        self._selector: selectors.BaseSelector | None = None
+        self._application: Application | None = None
+        self._pidfile: Pidfile | None = None
+        self._out_of_memory = OutOfMemoryCount()
+        self._watchdog = watchdog_seconds()
+        self._stopping = False
+        self._interrupted = False
+        self._booted = False  # a worker has been ready once
+        self._reload_due = False
+        self._before: tuple[Config, int] | None = None  # what a reload that fails goes back to
+        self._failures = 0  # in a row
+        self._start_at = 0.0  # not before
+        self._pinged_at = 0.0
+        self._files: FileWatch | None = None
+        self._changed: set[str] = set()
+        self._restart_at = float("inf")
+        self._held = False  # until a file changes: what there is cannot start
+        self._child: Server | None = None
+
+    def run(self) -> int | Server:
+        """The exit code when all is over; in each child the Server to run. Raises StdserveError if the start fails."""
+        own_pid = os.getpid()
+        try:
+            self._prepare()
+            with self._mailbox.signals(dict.fromkeys(VERBS, self._on_signal)):
+                logger.info("Started supervisor process [%d]", own_pid)
+                self._announce()
+                while not (self._stopping and not self.workers):
+                    self._turn()
+                    if self._child is not None:
+                        break
+        finally:
+            if os.getpid() == own_pid:
+                self._close()
+        if self._child is not None:
+            forget_handlers()
+            return self._child
+        logger.info("Finished supervisor process [%d]", own_pid)
+        return self.exit_code
+
+    def _prepare(self) -> None:
+        config = self.config
+        self._pidfile = Pidfile.make(config.pid)
+        self.listeners = open_listeners(config)
+        own_sockets(config, self.listeners)
+        self._mailbox.open()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._mailbox.fileno(), selectors.EVENT_READ)
+        set_title(config.name, "supervisor")
+        if config.reload:
+            self._watch_files()
+        if config.preload:
+            self._preload()
+
+    def _preload(self) -> None:
+        """Import the application once, so that the workers share its memory."""
+        from ..gateway.loader import load
+
+        self._application = load(self.config)
+        others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if others:
+            logger.warning("--preload: threads do not survive the fork: %s", ", ".join(others))
+        gc.collect()
+        gc.freeze()  # what the collector does not touch stays shared
+
+    def _announce(self) -> None:
+        for listener in self.listeners:
+            logger.info("stdserve running on %s (Press CTRL+C to quit)", listener.url)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._mailbox.put(VERBS[signal.Signals(number)])
+
+    # ---- a turn
+
+    def _turn(self) -> None:
+        self._start_missing()
+        if self._child is not None:
+            return
+        self._retire_leaving()
+        for worker in self._wait():
+            self._hear(worker)
+        for verb in self._mailbox.take():
+            getattr(self, f"_on_{verb}")()
+        self._reap()
+        self._keep_time()
+        if self._files is not None:
+            self._look_for_changes(self._files)
+
+    def _wait(self) -> list[Worker]:
+        """Wait until something happens or is due; workers that have said something."""
+        assert self._selector is not None
+        now = self._clock()
+        due = [worker.kill_at for worker in self.workers.values()]
+        if self._ours_missing():
+            due.append(self._start_at)
+        if self._ping_seconds:
+            due.append(self._pinged_at + self._ping_seconds)
+        if self._files is not None:
+            due += self._files.due, self._restart_at
+        left = min(due, default=float("inf")) - now
+        ready = self._selector.select(None if left == float("inf") else max(left, 0.0))
+        return [key.data for key, _ in ready if key.data is not None]
+
+    # ---- starting
+
+    def _ours(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if not worker.leaving]
+
+    def _ours_missing(self) -> int:
+        """How many workers there should be more."""
+        return 0 if self._stopping or self._held else max(0, self.target - len(self._ours()))
+
+    def _start_missing(self) -> None:
+        while self._ours_missing() and self._clock() >= self._start_at and self._child is None:
+            self._start()
+
+    def _start(self) -> None:
+        channel, theirs = Channel.pair()
+        slots = RequestSlots()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        # A signal that came to the child before it has handlers of its own would run the supervisor's: there they stay
+        # blocked until `run` has ended.
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, VERBS)
+        try:
+            pid = self._os.fork()
+            if not pid:
+                self._become_worker(theirs, slots, channel)
+                return
+        except OSError as error:
+            logger.error("cannot start a worker: %s", error)
+            channel.close()
+            theirs.close()
+            self._back_off()
+            return
+        finally:
+            if self._child is None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+        theirs.close()
+        worker = self.workers[pid] = Worker(pid, self.generation, channel, slots, self._clock())
+        if self.config.timeout_boot:
+            worker.kill_at = worker.started + self.config.timeout_boot
+        assert self._selector is not None
+        self._selector.register(channel, selectors.EVENT_READ, worker)
+
+    def _become_worker(self, channel: Channel, slots: RequestSlots, parents: Channel) -> None:
+        """In the child: let go of all that is the supervisor's. `run` returns the Server."""
+        assert self._selector is not None
+        self._selector.close()
+        self._mailbox.close()
+        if self._files is not None:
+            self._files.close()
+        # As long as a child held another's channel, that other would not see its parent die.
+        for each in (parents, *(worker.channel for worker in self.workers.values())):
+            each.close()
+        self.workers.clear()
+        from .worker import make_server  # before the right to read our own code may be gone
+
+        config = self.config
+        set_title(config.name, "worker")
+        drop_privileges(config)
+        listeners = [listener.twin(config) if listener.reserved else listener for listener in self.listeners]
+        self._child = make_server(config, listeners, channel, slots, self._application)
+
+    # ---- words of workers
+
+    def _hear(self, worker: Worker) -> None:
+        words = worker.channel.receive()
+        if words is None:  # it is dying; waitpid tells of what
+            self._forget_channel(worker)
+            return
+        for line in words:
+            word, _, rest = line.partition(" ")
+            if word == "ready":
+                self._on_ready(worker)
+            elif word == "alive":
+                worker.pinged = 0.0
+            elif word == "stopping" and worker.state is READY:
+                worker.state, worker.leaving = DRAINING, True
+            elif word == "recycle":
+                worker.wish = rest
+
+    def _on_ready(self, worker: Worker) -> None:
+        if worker.state is not BOOTING:
+            return
+        worker.state = READY
+        worker.kill_at = float("inf")
+        self._booted = True
+        logger.info("Worker [%d] is ready", worker.pid)
+        if self._count_ready() >= self.target:
+            if self._before is not None:
+                logger.info("Reloaded: generation %d serves", self.generation)
+            self._before = None
+            notify("READY=1", f"STATUS={self.target} workers serve")
+
+    def _count_ready(self) -> int:
+        return sum(worker.state is READY for worker in self._ours())
+
+    def _retire_leaving(self) -> None:
+        """Who leaves goes when enough others serve."""
+        if self._stopping or self._count_ready() < self.target:
+            return
+        for worker in self.workers.values():
+            if worker.leaving and not worker.asked:
+                self._ask_to_stop(worker)
+        if self._reload_due:
+            self._reload_due = False
+            self._on_reload()
+        elif len(self._ours()) == len(self.workers):  # one successor at a time
+            wishes = [worker for worker in self.workers.values() if worker.wish]
+            if wishes:
+                logger.info("Worker [%d] is replaced: %s", wishes[0].pid, wishes[0].wish)
+                wishes[0].leaving = True
+
+    def _ask_to_stop(self, worker: Worker) -> None:
+        config = self.config
+        worker.asked = worker.leaving = True
+        limits = config.timeout_graceful_shutdown + config.timeout_lifespan_shutdown
+        worker.kill_at = self._clock() + limits + _KILL_SLACK_SECONDS
+        self._kill(worker, signal.SIGTERM)
+
+    # ---- signals
+
+    def _on_stop(self) -> None:
+        """TERM: all workers end gracefully, then the supervisor."""
+        if self._stopping:
+            return
+        self._stopping = True
+        logger.info("Shutting down")
+        notify("STOPPING=1")
+        for worker in self.workers.values():
+            if not worker.asked:
+                self._ask_to_stop(worker)
+
+    def _on_interrupt(self) -> None:
+        """INT: gracefully at first; the second one forces. A terminal sends it to the workers, too."""
+        if self._interrupted:
+            self._on_quick()
+            return
+        self._interrupted = True
+        self._on_stop()
+
+    def _on_quick(self) -> None:
+        """QUIT: no request is waited for."""
+        self._stopping = True
+        for worker in self.workers.values():
+            worker.asked = worker.leaving = True
+            worker.kill_at = min(worker.kill_at, self._clock() + _QUICK_SECONDS)
+            self._kill(worker, signal.SIGQUIT)
+
+    def _on_reload(self) -> None:
+        """HUP: a new generation with the configuration as it is now; the old one serves until that is ready."""
+        if self._stopping:
+            return
+        if self._before is not None:
+            self._reload_due = True  # when the one that runs is over
+            return
+        logger.info("Reloading")
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        config = self.config
+        if self._reread is not None:
+            try:
+                config = self._reread()
+            except StdserveError as error:
+                logger.error("The configuration cannot be used, the old one stays: %s", error)
+                notify("READY=1")
+                return
+        if _addresses(config) != _addresses(self.config):
+            logger.warning("the addresses to listen on stay as they are until the supervisor is started anew")
+        if config.preload:
+            logger.warning("--preload: the application was imported when the supervisor started, and stays as it was")
+        self._before = self.config, self.generation
+        self.config = _for_development(config)
+        if config.workers:
+            self.target = config.workers
+        self.generation += 1
+        self._start_at = 0.0
+        for worker in self.workers.values():
+            worker.leaving = True
+
+    def _abort_reload(self) -> None:
+        """A worker of the new generation cannot boot: the old generation stays."""
+        assert self._before is not None
+        logger.error("The new workers cannot start: the old ones go on serving")
+        failed, (self.config, self.generation) = self.generation, self._before
+        self._before = None
+        for worker in self.workers.values():
+            if worker.generation == failed:
+                worker.leaving = worker.asked = True
+                self._kill(worker, signal.SIGQUIT)
+                worker.kill_at = self._clock() + _QUICK_SECONDS
+            elif not worker.asked:
+                worker.leaving = worker.state is DRAINING
+        notify("READY=1", "STATUS=reload failed, the old workers serve")
+
+    def _on_reopen(self) -> None:
+        """USR1: log files are opened anew, here and in the workers."""
+        from ..logs import reopen_logs
+
+        reopen_logs()
+        for worker in self.workers.values():
+            self._kill(worker, signal.SIGUSR1)
+
+    def _on_more(self) -> None:
+        self._scale(self.target + 1)
+
+    def _on_fewer(self) -> None:
+        self._scale(max(1, self.target - 1))
+
+    def _scale(self, target: int) -> None:
+        """TTIN and TTOU: another number of workers; of too many the oldest go."""
+        if self._stopping or target == self.target:
+            return
+        self.target = target
+        logger.info("The number of workers is now %d", target)
+        surplus = sorted(self._ours(), key=lambda worker: worker.started)[: max(0, len(self._ours()) - target)]
+        for worker in surplus:
+            worker.leaving = True
+
+    def _on_reap(self) -> None:
+        """CHLD: each turn looks for the dead."""
+
+    # ---- the dead
+
+    def _reap(self) -> None:
+        while self.workers:
+            try:
+                pid, status = self._os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            worker = self.workers.pop(pid, None)
+            if worker is not None:  # else somebody else's: as process 1 of a container we inherit orphans
+                self._on_death(worker, status)
+
+    def _on_death(self, worker: Worker, status: int) -> None:
+        self._forget_channel(worker)
+        running = worker.slots.running()
+        worker.slots.close()
+        code = os.waitstatus_to_exitcode(status)
+        if worker.asked or self._stopping or (worker.state is DRAINING and not code):
+            logger.info("Worker [%d] has stopped", worker.pid)
+            return
+        reason = describe_death(code, self._out_of_memory)
+        logger.error("Worker [%d] died: %s%s", worker.pid, reason, f", while {worker.state}" * (worker.state != READY))
+        for request in running:
+            logger.error("Worker [%d] was running %s", worker.pid, request)
+        if worker.leaving and worker.state is not BOOTING:
+            return
+        if worker.state is BOOTING and self.config.reload:
+            self._held = True
+            logger.info("Waiting for a file to change")
+        elif worker.state is BOOTING and not self._booted:
+            self._give_up(code)
+        elif worker.state is BOOTING and self._before is not None and worker.generation == self.generation:
+            self._abort_reload()
+        elif worker.state is BOOTING or self._clock() - worker.started < _STEADY_SECONDS:
+            self._back_off()
+        else:
+            self._failures = 0
+
+    def _give_up(self, code: int) -> None:
+        """The first workers could not boot: neither will others."""
+        if not self._stopping:
+            self.exit_code = code if code > 0 else 1
+            logger.error("A worker could not start: the supervisor ends")
+        self._on_quick()
+
+    def _back_off(self) -> None:
+        """Wait longer and longer before the next start; the first successor comes at once."""
+        self._failures += 1
+        if self._failures > 1:
+            seconds = min(_BACK_OFF_SECONDS * 2 ** (self._failures - 2), _BACK_OFF_MOST_SECONDS)
+            logger.warning("Workers die again and again: the next start is in %g s", seconds)
+            self._start_at = self._clock() + seconds
+
+    def _forget_channel(self, worker: Worker) -> None:
+        if worker.channel.fileno() != -1 and self._selector is not None:
+            self._selector.unregister(worker.channel)
+            worker.channel.close()
+
+    # ---- files (--reload)
+
+    def _watch_files(self) -> None:
+        config = self.config
+        self._files = FileWatch(
+            config.reload_dirs or (config.app_dir or ".",),
+            config.reload_includes,
+            config.reload_excludes,
+            config.reload_extra_files,
+            config.reload_engine,
+        )
+        if self._files.fileno() >= 0:
+            assert self._selector is not None
+            self._selector.register(self._files.fileno(), selectors.EVENT_READ)
+
+    def _look_for_changes(self, files: FileWatch) -> None:
+        """Start anew when files have changed and then rested for --reload-delay: an editor or git writes several.
+
+        The old workers stop at once, so that nobody sees old code after a change; requests wait in the listeners' queue
+        until the new ones serve.
+        """
+        now = self._clock()
+        changes = files.changes()
+        if changes:
+            self._changed.update(changes)
+            self._restart_at = now + self.config.reload_delay
+        elif now >= self._restart_at and not self._stopping:
+            names = sorted(os.path.relpath(path) for path in self._changed)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            logger.info("Reloading: %s%s changed", ", ".join(names[:5]), more)
+            self._changed.clear()
+            self._restart_at = float("inf")
+            self._held = False
+            self._start_at = 0.0
+            for worker in self.workers.values():
+                if not worker.asked:
+                    self._ask_to_stop(worker)
+
+    # ---- time
+
+    def _keep_time(self) -> None:
+        now = self._clock()
+        for worker in self.workers.values():
+            if worker.kill_at <= now:
+                self._kill_late(worker)
+        if self._ping_seconds and now >= self._pinged_at + self._ping_seconds:
+            self._pinged_at = now
+            if self._watchdog and not any(worker.pinged for worker in self.workers.values()):
+                notify("WATCHDOG=1")  # fed only while all workers answer
+            for worker in self.workers.values():
+                self._ping(worker, now)
+
+    @property
+    def _ping_seconds(self) -> float:
+        """How often workers are asked whether they live; 0: never."""
+        wanted = [seconds / 4 for seconds in (self.config.timeout, self._watchdog) if seconds]
+        return max(min(wanted), 0.1) if wanted else 0.0
+
+    def _ping(self, worker: Worker, now: float) -> None:
+        """Ask the worker's loop for an answer; one that has not answered for --timeout is ended."""
+        if worker.state is BOOTING or worker.kill_at != float("inf"):
+            return
+        if not worker.pinged:
+            worker.pinged = now
+            worker.channel.send("ping")
+        elif self.config.timeout and now - worker.pinged >= self.config.timeout:
+            text = "Worker [%d] has not answered for %g s (--timeout), its loop is blocked: aborted, see its stacks"
+            logger.critical(text, worker.pid, now - worker.pinged)
+            for request in worker.slots.running():
+                logger.critical("Worker [%d] is running %s", worker.pid, request)
+            worker.kill_at = now + _ABORT_SECONDS
+            self._kill(worker, signal.SIGABRT)
+
+    def _kill_late(self, worker: Worker) -> None:
+        logger.error("Worker [%d] does not end: it is killed", worker.pid)
+        worker.kill_at = float("inf")
+        self._kill(worker, signal.SIGKILL)
+
+    def _kill(self, worker: Worker, number: signal.Signals) -> None:
+        try:
+            self._os.kill(worker.pid, number)
+        except ProcessLookupError:
+            logger.debug("worker [%d] has gone already", worker.pid)
+
+    def _close(self) -> None:
+        """Also after an error: no worker stays behind."""
+        for worker in self.workers.values():
+            self._kill(worker, signal.SIGKILL)
+            self._os.waitpid(worker.pid, 0)
+            self._forget_channel(worker)
+        self.workers.clear()
+        for listener in self.listeners:
+            listener.close()
+        if self._selector is not None:
+            self._selector.close()
+        self._mailbox.close()
+        if self._files is not None:
+            self._files.close()
+        if self._pidfile is not None:
+            self._pidfile.remove()
+
+
+def _for_development(config: Config) -> Config:
+    """With --reload nobody wants to wait for the end of old requests."""
+    if not config.reload:
+        return config
+    return dataclasses.replace(config, timeout_graceful_shutdown=min(config.timeout_graceful_shutdown, _RELOAD_SECONDS))
+
+
+def _addresses(config: Config) -> tuple[object, ...]:
+    return config.bind, config.host, config.port, config.uds, config.fd

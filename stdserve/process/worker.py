@@ -1,0 +1,132 @@
+"""The worker's side: the Server that a child of the supervisor runs, and the thread that listens to the parent.
+
+A worker that has lost its parent stops: it would hold the port and nobody would watch it. It learns of that by the end
+of the channel, whatever killed the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StdserveError
+from ..server import Server
+from .channel import Channel
+from .slots import RequestSlots
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..gateway.loader import Application
+    from ..transport.listener import Listener
+
+logger = logging.getLogger("stdserve.error")
+
+# How often a worker looks whether it has used up what it may.
+_LIMIT_SECONDS = 1.0
+
+_ORPHAN_SECONDS = 10.0
+
+
+def make_server(
+    config: Config,
+    listeners: list[Listener],
+    channel: Channel,
+    slots: RequestSlots,
+    application: Application | None = None,
+) -> Server:
+    """The worker's Server, with its threads to the parent running."""
+    _dump_stacks_when_aborted()
+    if config.reload:
+        application = application or _load_or_explain(config)
+    server = Server(
+        config,
+        listeners=listeners,
+        application=application,
+        on_started=lambda: channel.send("ready"),
+        on_stopping=lambda: channel.send("stopping"),
+        on_wish=lambda reason: channel.send(f"recycle {reason}"),
+        slots=slots,
+    )
+    threading.Thread(target=_listen, args=(server, channel), name="stdserve-parent", daemon=True).start()
+    if config.max_requests:
+        most = config.max_requests + random.randint(0, config.max_requests_jitter)
+        slots.limit(most, lambda: channel.send(f"recycle it has answered {most} requests (--max-requests)"))
+    if config.max_worker_memory or config.max_worker_lifetime:
+        threading.Thread(target=_watch_limits, args=(server, channel), name="stdserve-limits", daemon=True).start()
+    return server
+
+
+def _load_or_explain(config: Config) -> Application:
+    """With --reload: an application that cannot be imported is answered with why, until its file is mended."""
+    from ..gateway.loader import Application, load
+
+    try:
+        return load(config)
+    except StdserveError as error:
+        text = f"{getattr(error, 'details', '')}\n{error}".strip()
+        logger.error("%s", text)
+
+    def explain(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = f"The application cannot be loaded.\n\n{text}\n".encode()
+        start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
+        return [body]
+
+    return Application(explain, "wsgi", "why the application cannot be loaded")
+
+
+def _listen(server: Server, channel: Channel) -> None:
+    """Answer the parent's pings from the loop; stop when the parent has gone."""
+    while (words := channel.receive()) is not None:
+        if "ping" in words:
+            server.call_in_loop(channel.send, "alive")
+    if server.stopping:
+        return
+    logger.error("The supervisor has gone; this worker stops")
+    server.stop()
+    # An application that hangs while it is imported does not hear that. Nobody else will end this process.
+    config = server.config
+    time.sleep(config.timeout_graceful_shutdown + config.timeout_lifespan_shutdown + _ORPHAN_SECONDS)
+    os._exit(1)
+
+
+def _watch_limits(server: Server, channel: Channel) -> None:
+    """Ask for a successor when a limit is reached. Until that is ready this worker serves on."""
+    config = server.config
+    started = time.monotonic()
+    pause = threading.Event()
+    while not pause.wait(_LIMIT_SECONDS):
+        reason = ""
+        if config.max_worker_memory and resident_bytes() > config.max_worker_memory:
+            reason = f"it uses {resident_bytes() >> 20} MiB (--max-worker-memory)"
+        elif config.max_worker_lifetime and time.monotonic() - started > config.max_worker_lifetime:
+            reason = "it is old enough (--max-worker-lifetime)"
+        if reason:
+            channel.send(f"recycle {reason}")
+            return
+
+
+def resident_bytes() -> int:
+    """Memory that this process uses (RSS); 0 where nobody tells."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, the most so far
+    return 0
+
+
+def _dump_stacks_when_aborted() -> None:
+    """ABRT, which the supervisor sends to a worker that does not answer, shows where each thread stands: in the error
+    log's file or on standard error, by C code that needs no GIL."""
+    stream: Any = None
+    for handler in logger.handlers + logging.getLogger("stdserve").handlers:
+        stream = getattr(handler, "stream", stream)
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no file behind it
+        faulthandler.enable(stream or 2)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from stdserve.process.deaths import OutOfMemoryCount, describe_death
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "it ended by itself"),
+        (3, "exit code 3, it could not start the application"),
+        (4, "exit code 4, there is no such application"),
+        (77, "exit code 77"),
+        (-signal.SIGSEGV, "SIGSEGV"),
+        (-signal.SIGKILL, "SIGKILL, somebody killed it"),
+        (-200, "signal 200"),
+    ],
+)
+def test_reasons(code: int, text: str, tmp_path: Path) -> None:
+    assert describe_death(code, OutOfMemoryCount(str(tmp_path / "none"))) == text
+
+
+def test_the_kernel_kills_for_memory(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\nhigh 0\noom 3\noom_kill 2\n")
+    count = OutOfMemoryCount(str(events))
+    assert describe_death(-9, count) == "SIGKILL, somebody killed it"
+    events.write_text("low 0\nhigh 0\noom 4\noom_kill 3\n")
+    assert describe_death(-9, count) == "out of memory, the kernel killed it"
+    assert describe_death(-9, count) == "SIGKILL, somebody killed it"
