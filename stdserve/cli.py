@@ -28,6 +28,7 @@ from .config import OPTIONS, SWITCH, Config, Option, did_you_mean, environment_v
 from .errors import ConfigError, StdserveError
 
 if TYPE_CHECKING:
+    from .process.inherit import Start
     from .server import Server
 
 # The last part, so that a copy in yourapp/_vendor goes by the same name.
@@ -65,14 +66,15 @@ def serve(config: Config, *, reread: Callable[[], Config] | None = None, owns_pr
     """
     from .logs import configure_logging
 
+    supervised = config.workers is not None or config.reload or config.daemon
     try:
+        start = _start_context() if supervised else None
         _settle(config)
         configure_logging(config)
     except StdserveError as error:
         return _refuse(error)
-    supervised = config.workers is not None or config.reload
     try:
-        server = _supervise(config, reread) if supervised else _alone(config)
+        server = _alone(config) if start is None else _supervise(config, reread, start)
     except StdserveError as error:
         return _report(error)
     if isinstance(server, int):
@@ -108,13 +110,38 @@ def _alone(config: Config) -> Server:
     return Server(config)
 
 
-def _supervise(config: Config, reread: Callable[[], Config] | None) -> Server | int:
-    """The supervisor's exit code; in a worker the Server that it is to run."""
+def _start_context() -> Start:
     if not hasattr(os, "fork"):
         raise ConfigError("--workers needs os.fork, which this system does not have: run one process")
+    from .process.inherit import Start
+
+    return Start.of_this_process()
+
+
+def _supervise(config: Config, reread: Callable[[], Config] | None, start: Start) -> Server | int:
+    """The supervisor's exit code; in a worker the Server that it is to run."""
+    from .process.daemon import Daemon, daemonize, detach_streams
     from .process.supervisor import Supervisor
 
-    return Supervisor(config, reread).run()
+    daemon: Daemon | None = None
+    if config.daemon and not start.is_upgrade:
+        if config.error_log_file == "-" and not config.log_config and not config.enable_stdio_inheritance:
+            logger.warning("--daemon: once the workers serve nobody sees the log; name a file with --error-logfile")
+        daemon = daemonize()
+
+    def on_serving() -> None:
+        if daemon is not None:
+            daemon.report(0)
+        if config.daemon and not config.enable_stdio_inheritance:
+            detach_streams()
+
+    try:
+        server = Supervisor(config, reread, start, on_serving=on_serving).run()
+    except StdserveError as error:
+        server = _report(error)
+    if daemon is not None and isinstance(server, int):
+        daemon.report(server)
+    return server
 
 
 def _run(server: Server) -> int:
@@ -250,14 +277,12 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
 def _all_flags() -> Iterator[str]:
     yield from ("--help", "--version")
     for option in OPTIONS.values():
-        yield from option.flags
-        if option.kind is SWITCH:
-            yield from (f"--no-{flag[2:]}" for flag in option.flags)
+        yield from option.spellings
 
 
 def _spelling(option: Option) -> str:
     if option.kind is SWITCH:
-        return ", ".join(f"{flag}, --no-{flag[2:]}" for flag in option.flags)
+        return ", ".join(option.spellings)
     return f"{', '.join(option.flags)} {option.metavar}".strip()
 
 

@@ -318,6 +318,14 @@ class Option:
             raise ConfigError(f"{source or self}: {error}") from None
         return found
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The flags, with `--no-name` behind each `--name` of a switch."""
+        if self.kind is not SWITCH:
+            return self.flags
+        pairs = ((flag, f"--no-{flag[2:]}") if flag.startswith("--") else (flag,) for flag in self.flags)
+        return tuple(flag for pair in pairs for flag in pair)
+
     def show_default(self) -> str:
         return self.shown or ("none" if self.default is None else self.kind.show(self.default)) or "none"
 
@@ -475,6 +483,13 @@ class Config:
     )  # fmt: skip
     max_worker_memory: int = option(0, "resident memory above which a worker is replaced; 0: no limit", SIZE)
     max_worker_lifetime: float = option(0.0, "age at which a worker is replaced; 0: no limit", DURATION)
+    daemon: bool = option(
+        False, "go on in the background as soon as the workers serve", SWITCH, flags=("-D",), gunicorn=("daemon",)
+    )
+    enable_stdio_inheritance: bool = option(
+        False, "keep the terminal's standard output and error in the background", SWITCH, flags=("-R",),
+        gunicorn=("enable_stdio_inheritance",),
+    )  # fmt: skip
     pid: str = option("", "file for the supervisor's process number", PATH, flags=("-p",), gunicorn=("pidfile",))
     user: str = option("", "user name or number that workers run as", TEXT, flags=("-u",), gunicorn=("user",))
     group: str = option("", "group name or number that workers run as", TEXT, flags=("-g",), gunicorn=("group",))
@@ -676,7 +691,7 @@ def options_markdown() -> str:
 
 def _spelling(row: Option) -> str:
     if row.kind is SWITCH:
-        return ", ".join(f"`{flag}`, `--no-{flag[2:]}`" for flag in row.flags)
+        return ", ".join(f"`{flag}`" for flag in row.spellings)
     first, *others = row.flags or ("",)
     return ", ".join([f"`{first} {row.metavar}`".replace("` ", "`"), *(f"`{flag}`" for flag in others)])
 

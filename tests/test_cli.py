@@ -112,7 +112,8 @@ def test_every_flag(flag: str) -> None:
         assert getattr(read("a:b", flag, text), row.name) == row.check([text] if row.repeatable else text)
     else:
         assert getattr(read("a:b", flag), row.name) is True
-        assert getattr(read("a:b", "--no-" + flag[2:]), row.name) is False
+        opposite = next(each for each in row.spellings if each.startswith("--no-"))
+        assert getattr(read("a:b", flag, opposite), row.name) is False
 
 
 def test_repeatable_and_list_options() -> None:

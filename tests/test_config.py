@@ -73,8 +73,7 @@ def test_replace_checks_again_and_keeps_the_rest() -> None:
 
 
 def test_every_flag_and_variable_belongs_to_one_option() -> None:
-    flags = [flag for row in OPTIONS.values() for flag in row.flags]
-    flags += [f"--no-{flag[2:]}" for row in OPTIONS.values() if row.kind is SWITCH for flag in row.flags]
+    flags = [flag for row in OPTIONS.values() for flag in row.spellings]
     variables = [variable for row in OPTIONS.values() for variable in row.variables]
     assert len(flags) == len(set(flags))
     assert len(variables) == len(set(variables))

@@ -13,7 +13,7 @@ _EXIT_CODES = {
 }
 
 
-def describe_death(code: int, out_of_memory: OutOfMemoryCount) -> str:
+def describe_death(code: int, out_of_memory: OutOfMemoryCount | None = None) -> str:
     """`code` as os.waitstatus_to_exitcode gives it: negative for a signal."""
     if code >= 0:
         return _EXIT_CODES.get(code, f"exit code {code}")
@@ -22,7 +22,8 @@ def describe_death(code: int, out_of_memory: OutOfMemoryCount) -> str:
     except ValueError:
         name = f"signal {-code}"
     if code == -signal.SIGKILL:
-        return "out of memory, the kernel killed it" if out_of_memory.has_risen() else f"{name}, somebody killed it"
+        killed_for_memory = out_of_memory is not None and out_of_memory.has_risen()
+        return "out of memory, the kernel killed it" if killed_for_memory else f"{name}, somebody killed it"
     return name
 
 

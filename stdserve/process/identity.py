@@ -42,6 +42,13 @@ class Pidfile:
             raise ConfigError(f"--pid {path}: {error.strerror}") from None
         return pidfile
 
+    def move(self, path: str) -> None:
+        """Have it under another name, in place of the file of a process that has gone."""
+        target = os.path.abspath(path)
+        with contextlib.suppress(OSError):
+            os.replace(self.path, target)
+            self.path = target
+
     def remove(self) -> None:
         with contextlib.suppress(OSError):
             if self._read() == os.getpid():

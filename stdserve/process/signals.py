@@ -10,8 +10,10 @@ VERBS = {
     signal.SIGQUIT: "quick",
     signal.SIGHUP: "reload",
     signal.SIGUSR1: "reopen",
+    signal.SIGUSR2: "upgrade",
     signal.SIGTTIN: "more",
     signal.SIGTTOU: "fewer",
+    signal.SIGWINCH: "park",
     signal.SIGCHLD: "reap",
 }
 

@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import StdserveError
 from ..mailbox import Mailbox
@@ -37,6 +37,7 @@ from ..transport.listener import Listener, open_listeners
 from .channel import Channel
 from .deaths import OutOfMemoryCount, describe_death
 from .identity import Pidfile, drop_privileges, notify, own_sockets, set_title, watchdog_seconds
+from .inherit import Start, Succession
 from .reload import FileWatch
 from .signals import VERBS, forget_handlers
 from .slots import RequestSlots
@@ -63,6 +64,9 @@ _ABORT_SECONDS = 2.0
 # With --reload, for running requests to end
 _RELOAD_SECONDS = 1.0
 
+# How often the successor of another supervisor looks whether that one has gone
+_SUCCESSION_SECONDS = 0.5
+
 
 class Worker:
     """A child as its supervisor sees it: booting -> ready -> draining -> dead, each step may be left out."""
@@ -85,13 +89,26 @@ class Worker:
         self.kill_at = float("inf")
 
 
+class _Before(NamedTuple):
+    """What a reload that fails goes back to."""
+
+    config: Config
+    generation: int
+    target: int
+    listeners: list[Listener]
+
+
 class Supervisor:
-    """`run` once. `reread` makes the Config of a reload; the system's calls can be replaced (fork, kill, waitpid)."""
+    """`run` once. `reread` makes the Config of a reload, `start` tells how to start a successor, `on_serving` is called
+    when all workers serve for the first time; the system's calls can be replaced (fork, kill, waitpid)."""
 
     def __init__(
         self,
         config: Config,
         reread: Callable[[], Config] | None = None,
+        start: Start | None = None,
+        *,
+        on_serving: Callable[[], object] = lambda: None,
         system: Any = os,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,6 +119,8 @@ class Supervisor:
         self.listeners: list[Listener] = []
         self.exit_code = 0
         self._reread = reread
+        self._succession = Succession(start)
+        self._on_serving: Callable[[], object] | None = on_serving
         self._os = system
         self._clock = clock
         self._mailbox = Mailbox()
@@ -114,7 +133,7 @@ class Supervisor:
         self._interrupted = False
         self._booted = False  # a worker has been ready once
         self._reload_due = False
-        self._before: tuple[Config, int] | None = None  # what a reload that fails goes back to
+        self._before: _Before | None = None  # while a reload runs
         self._failures = 0  # in a row
         self._start_at = 0.0  # not before
         self._pinged_at = 0.0
@@ -147,8 +166,9 @@ class Supervisor:
 
     def _prepare(self) -> None:
         config = self.config
-        self._pidfile = Pidfile.make(config.pid)
-        self.listeners = open_listeners(config)
+        inherited = self._succession.inherit(os.environ)
+        self._pidfile = Pidfile.make(config.pid and config.pid + ".2" * bool(inherited))
+        self.listeners = open_listeners(config, inherited=inherited)
         own_sockets(config, self.listeners)
         self._mailbox.open()
         self._selector = selectors.DefaultSelector()
@@ -204,6 +224,8 @@ class Supervisor:
             due.append(self._pinged_at + self._ping_seconds)
         if self._files is not None:
             due += self._files.due, self._restart_at
+        if self._succession.predecessor:
+            due.append(now + _SUCCESSION_SECONDS)
         left = min(due, default=float("inf")) - now
         ready = self._selector.select(None if left == float("inf") else max(left, 0.0))
         return [key.data for key, _ in ready if key.data is not None]
@@ -262,6 +284,9 @@ class Supervisor:
         for each in (parents, *(worker.channel for worker in self.workers.values())):
             each.close()
         self.workers.clear()
+        if self._before is not None:
+            _close_other(self._before.listeners, self.listeners)
+        self._succession.close()
         from .worker import make_server  # before the right to read our own code may be gone
 
         config = self.config
@@ -298,8 +323,12 @@ class Supervisor:
         if self._count_ready() >= self.target:
             if self._before is not None:
                 logger.info("Reloaded: generation %d serves", self.generation)
+                _close_other(self._before.listeners, self.listeners)
             self._before = None
             notify("READY=1", f"STATUS={self.target} workers serve")
+            if self._on_serving is not None:
+                self._on_serving()
+                self._on_serving = None
 
     def _count_ready(self) -> int:
         return sum(worker.state is READY for worker in self._ours())
@@ -333,9 +362,8 @@ class Supervisor:
         """TERM: all workers end gracefully, then the supervisor."""
         if self._stopping:
             return
-        self._stopping = True
+        self._begin_stop()
         logger.info("Shutting down")
-        notify("STOPPING=1")
         for worker in self.workers.values():
             if not worker.asked:
                 self._ask_to_stop(worker)
@@ -349,12 +377,21 @@ class Supervisor:
         self._on_stop()
 
     def _on_quick(self) -> None:
-        """QUIT: no request is waited for."""
-        self._stopping = True
+        """QUIT: no request is waited for. But it also undoes an upgrade, and then nothing is lost: others serve."""
+        if self._succession.predecessor and not self._stopping:
+            self._on_stop()
+            return
+        self._begin_stop()
         for worker in self.workers.values():
             worker.asked = worker.leaving = True
             worker.kill_at = min(worker.kill_at, self._clock() + _QUICK_SECONDS)
             self._kill(worker, signal.SIGQUIT)
+
+    def _begin_stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            successor = self._succession.successor
+            notify(f"MAINPID={successor}" if successor else "STOPPING=1")
 
     def _on_reload(self) -> None:
         """HUP: a new generation with the configuration as it is now; the old one serves until that is ready."""
@@ -365,32 +402,42 @@ class Supervisor:
             return
         logger.info("Reloading")
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        config = self.config
+        config, listeners = self.config, self.listeners
         if self._reread is not None:
             try:
                 config = self._reread()
+                listeners = self._reopen(config)
             except StdserveError as error:
                 logger.error("The configuration cannot be used, the old one stays: %s", error)
                 notify("READY=1")
                 return
-        if _addresses(config) != _addresses(self.config):
-            logger.warning("the addresses to listen on stay as they are until the supervisor is started anew")
         if config.preload:
             logger.warning("--preload: the application was imported when the supervisor started, and stays as it was")
-        self._before = self.config, self.generation
-        self.config = _for_development(config)
-        if config.workers:
-            self.target = config.workers
+        self._before = _Before(self.config, self.generation, self.target, self.listeners)
+        self.config, self.listeners = _for_development(config), listeners
+        self.target = config.workers or self.target or 1
         self.generation += 1
         self._start_at = 0.0
         for worker in self.workers.values():
             worker.leaving = True
 
+    def _reopen(self, config: Config) -> list[Listener]:
+        """The listeners for a new configuration: what is open already stays as it is."""
+        if _addresses(config) == _addresses(self.config):
+            return self.listeners
+        listeners = open_listeners(config, kept=self.listeners)
+        new = [listener for listener in listeners if listener not in self.listeners]
+        own_sockets(config, new)
+        for listener in new:
+            logger.info("stdserve running on %s", listener.url)
+        return listeners
+
     def _abort_reload(self) -> None:
         """A worker of the new generation cannot boot: the old generation stays."""
         assert self._before is not None
         logger.error("The new workers cannot start: the old ones go on serving")
-        failed, (self.config, self.generation) = self.generation, self._before
+        _close_other(self.listeners, self._before.listeners)
+        failed, (self.config, self.generation, self.target, self.listeners) = self.generation, self._before
         self._before = None
         for worker in self.workers.values():
             if worker.generation == failed:
@@ -413,7 +460,12 @@ class Supervisor:
         self._scale(self.target + 1)
 
     def _on_fewer(self) -> None:
-        self._scale(max(1, self.target - 1))
+        self._scale(max(min(1, self.target), self.target - 1))
+
+    def _on_park(self) -> None:
+        """WINCH: no workers, until HUP or TTIN. Only of a daemon: a terminal sends it when its window changes."""
+        if self.config.daemon:
+            self._scale(0)
 
     def _scale(self, target: int) -> None:
         """TTIN and TTOU: another number of workers; of too many the oldest go."""
@@ -425,20 +477,25 @@ class Supervisor:
         for worker in surplus:
             worker.leaving = True
 
-    def _on_reap(self) -> None:
-        """CHLD: each turn looks for the dead."""
+    def _on_upgrade(self) -> None:
+        """USR2: another supervisor over our sockets; which of the two goes is the operator's choice."""
+        if not self._stopping:
+            self._succession.upgrade(self.listeners)
 
     # ---- the dead
 
+    def _on_reap(self) -> None:
+        """CHLD: each turn looks for the dead."""
+
     def _reap(self) -> None:
-        while self.workers:
+        while self.workers or self._succession.successor:
             try:
                 pid, status = self._os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
                 return
-            worker = self.workers.pop(pid, None)
+            worker = None if self._succession.take_death(pid, status) else self.workers.pop(pid, None)
             if worker is not None:  # else somebody else's: as process 1 of a container we inherit orphans
                 self._on_death(worker, status)
 
@@ -533,6 +590,10 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.kill_at <= now:
                 self._kill_late(worker)
+        if self._succession.has_come():
+            if self._pidfile is not None:
+                self._pidfile.move(self.config.pid)
+            notify(f"MAINPID={os.getpid()}", "READY=1")
         if self._ping_seconds and now >= self._pinged_at + self._ping_seconds:
             self._pinged_at = now
             if self._watchdog and not any(worker.pinged for worker in self.workers.values()):
@@ -579,8 +640,10 @@ class Supervisor:
             self._os.waitpid(worker.pid, 0)
             self._forget_channel(worker)
         self.workers.clear()
-        for listener in self.listeners:
-            listener.close()
+        shared = bool(self._succession.successor or self._succession.predecessor)
+        for listener in {*self.listeners, *(self._before.listeners if self._before else ())}:
+            listener.close(keep_file=shared)
+        self._succession.close()
         if self._selector is not None:
             self._selector.close()
         self._mailbox.close()
@@ -595,6 +658,12 @@ def _for_development(config: Config) -> Config:
     if not config.reload:
         return config
     return dataclasses.replace(config, timeout_graceful_shutdown=min(config.timeout_graceful_shutdown, _RELOAD_SECONDS))
+
+
+def _close_other(listeners: list[Listener], kept: list[Listener]) -> None:
+    for listener in listeners:
+        if listener not in kept:
+            listener.close()
 
 
 def _addresses(config: Config) -> tuple[object, ...]:

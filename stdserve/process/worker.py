@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StdserveError
 from ..server import Server
 from .channel import Channel
+from .daemon import detach_streams
 from .slots import RequestSlots
 
 if TYPE_CHECKING:
@@ -44,11 +45,17 @@ def make_server(
     _dump_stacks_when_aborted()
     if config.reload:
         application = application or _load_or_explain(config)
+
+    def on_started() -> None:
+        channel.send("ready")
+        if config.daemon and not config.enable_stdio_inheritance:
+            detach_streams()
+
     server = Server(
         config,
         listeners=listeners,
         application=application,
-        on_started=lambda: channel.send("ready"),
+        on_started=on_started,
         on_stopping=lambda: channel.send("stopping"),
         on_wish=lambda reason: channel.send(f"recycle {reason}"),
         slots=slots,

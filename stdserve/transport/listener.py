@@ -1,6 +1,7 @@
 """Listening sockets: bind or adopt them, accept from them, pause them, close them.
 
-    open_listeners(config)      where from: systemd, else --fd, else --uds, else --bind, else --host and --port
+    open_listeners(config)      where from: the server before us, else systemd, else --fd, else --uds, else --bind,
+                                else --host and --port
         parse_bind              "host:port", "unix:/path", "fd://3" -> TcpAddress | UnixAddress | FdAddress
         address.open            -> Listener for each socket; an address that cannot be had is one clear BindError
     Listener                    start (pause | resume | accept_pending)* close
@@ -102,6 +103,7 @@ class Listener:
         "backlog",
         "is_unix",
         "name",
+        "place",
         "reserved",
         "scheme",
         "server",
@@ -117,9 +119,10 @@ class Listener:
         backlog: int = 2048,
         file: SocketFile | None = None,
         reserved: bool = False,
+        place: str = "",
     ) -> None:
-        """`file` is the unix socket's file if it is to be removed at close. `reserved`: it holds its address and does
-        not listen, which `twin` does."""
+        """`place` is the address as the configuration names it, `file` the unix socket's file if it is to be removed at
+        close. `reserved`: it holds its address and does not listen, which `twin` does."""
         self.sock = sock
         self.name = name
         self.scheme = scheme
@@ -127,6 +130,7 @@ class Listener:
         self.is_unix = sock.family == AF_UNIX
         self.server: tuple[str, int | None] = _real_address(sock)
         self.reserved = reserved
+        self.place = place or _place(*self.server)
         self._file = file
         self._loop: Loop | None = None
         self._on_accept: OnAccept  # not before start
@@ -145,6 +149,13 @@ class Listener:
         """Another socket that listens on the same address (SO_REUSEPORT)."""
         sock = _listen_tcp(self.sock.family, self.sock.getsockname(), dataclasses.replace(config, workers=None))
         return Listener(sock, name=self.name, scheme=self.scheme, backlog=self.backlog)
+
+    def own_file(self) -> None:
+        """Have the unix socket's file, which somebody else has made, removed at close."""
+        path = self.server[0]
+        if self.is_unix and path[:1] not in ("", "@"):
+            with contextlib.suppress(OSError):
+                self._file = SocketFile.made_at(path)
 
     def __repr__(self) -> str:
         return f"<Listener {self.url}{''.join(f' {reason}' for reason in sorted(self._paused))}>"
@@ -271,6 +282,10 @@ def _real_address(sock: socket.socket) -> tuple[str, int | None]:
     return address[0], address[1]
 
 
+def _place(host: str, port: int | None) -> str:
+    return f"unix:{host}" if port is None else _host_port(host, port)
+
+
 def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -285,18 +300,33 @@ def _set_nodelay(sock: socket.socket) -> None:
 
 
 def open_listeners(
-    config: Config, environ: MutableMapping[str, str] = os.environ, pid: int | None = None, *, scheme: str = "http"
+    config: Config,
+    environ: MutableMapping[str, str] = os.environ,
+    pid: int | None = None,
+    *,
+    inherited: Iterable[int] = (),
+    kept: Iterable[Listener] = (),
+    scheme: str = "http",
 ) -> list[Listener]:
     """Open all listeners that are asked for, or none and raise BindError. `pid` is that of this process.
 
+    `inherited` are descriptors of the server that this one is to replace. Of `kept`, listeners that are open already,
+    those that are asked for again are taken as they are.
+
     The variables of systemd socket activation are removed from `environ`, so that no child takes them for its own.
     """
-    addresses = _systemd_addresses(environ, os.getpid() if pid is None else pid) or _configured_addresses(config)
+    activated = _systemd_addresses(environ, os.getpid() if pid is None else pid)
+    addresses = [FdAddress(number, takes_over=True) for number in inherited] or activated
+    addresses = addresses or _configured_addresses(config)
     _check_fds_differ(addresses)
     listeners: list[Listener] = []
-    with _all_or_none(listeners):
+    opened: list[Listener] = []
+    with _all_or_none(opened):
         for address in addresses:
-            listeners += address.open(config, scheme)
+            known = [each for each in kept if each.place == address.place]
+            new = [] if known else address.open(config, scheme)
+            opened += new
+            listeners += known or new
     return listeners
 
 
@@ -385,6 +415,10 @@ class TcpAddress(NamedTuple):
     port: int
     option: str = "--bind"
 
+    @property
+    def place(self) -> str:
+        return _place(self.host, self.port)
+
     def open(self, config: Config, scheme: str) -> list[Listener]:
         """A listener for each address that the host has."""
         if not 0 <= self.port <= 65535:
@@ -426,7 +460,9 @@ class TcpAddress(NamedTuple):
                         missing = error
                         continue
                     raise self._refusal(error, host, port) from error
-                listeners.append(Listener(sock, scheme=scheme, backlog=config.backlog, reserved=_reserves(config)))
+                reserved = _reserves(config)
+                listener = Listener(sock, scheme=scheme, backlog=config.backlog, reserved=reserved, place=self.place)
+                listeners.append(listener)
                 port = sock.getsockname()[1]
         if not listeners:
             raise BindError(f"host {self.host!r} has no address that this machine can listen on") from missing
@@ -510,6 +546,10 @@ class UnixAddress(NamedTuple):
     path: str
     option: str = "--bind"
 
+    @property
+    def place(self) -> str:
+        return _place(self.path, None)
+
     def open(self, config: Config, scheme: str) -> list[Listener]:
         self._check()
         abstract = self.path[0] in "@\0"
@@ -530,7 +570,7 @@ class UnixAddress(NamedTuple):
             except OSError as error:
                 raise self._refusal(error) from error
             undo.pop_all()
-        return [Listener(sock, scheme=scheme, backlog=config.backlog, file=file)]
+        return [Listener(sock, scheme=scheme, backlog=config.backlog, file=file, place=self.place)]
 
     @property
     def _display(self) -> str:
@@ -596,19 +636,32 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
 
 
 class FdAddress(NamedTuple):
-    """A descriptor that this process was started with."""
+    """A descriptor that this process was started with. `takes_over`: by a server of our kind, whose place we take."""
 
     number: int
     name: str = ""
+    takes_over: bool = False
+
+    @property
+    def place(self) -> str:
+        return f"fd://{self.number}"
 
     def open(self, config: Config, scheme: str) -> list[Listener]:
-        return [adopt(self.number, name=self.name, scheme=scheme, backlog=config.backlog)]
+        reserved = self.takes_over and _reserves(config)
+        listener = adopt(self.number, name=self.name, scheme=scheme, backlog=config.backlog, reserved=reserved)
+        if self.takes_over:
+            listener.own_file()
+        else:
+            listener.place = self.place
+        return [listener]
 
 
 Address = TcpAddress | UnixAddress | FdAddress
 
 
-def adopt(number: int, *, name: str = "", scheme: str = "http", backlog: int = 2048) -> Listener:
+def adopt(
+    number: int, *, name: str = "", scheme: str = "http", backlog: int = 2048, reserved: bool = False
+) -> Listener:
     """The listener on an inherited descriptor, which it owns from now on; BindError leaves the descriptor open."""
     try:
         os.fstat(number)  # first: socket() cuts a number that is too large and would take another descriptor
@@ -618,7 +671,7 @@ def adopt(number: int, *, name: str = "", scheme: str = "http", backlog: int = 2
         if getattr(error, "errno", None) == errno.ENOTSOCK:
             raise BindError(f"file descriptor {number} is not a socket: pass a listening one") from error
         raise BindError(f"file descriptor {number} is not open: pass a listening socket under this number") from error
-    fault = _adoption_fault(sock)
+    fault = _adoption_fault(sock, reserved)
     if fault:
         sock.detach()
         raise BindError(f"file descriptor {number} is not a listening stream socket: {fault}")
@@ -626,17 +679,17 @@ def adopt(number: int, *, name: str = "", scheme: str = "http", backlog: int = 2
     sock.setblocking(False)
     if sock.family != AF_UNIX:
         _set_nodelay(sock)
-    return Listener(sock, name=name, scheme=scheme, backlog=backlog)
+    return Listener(sock, name=name, scheme=scheme, backlog=backlog, reserved=reserved)
 
 
-def _adoption_fault(sock: socket.socket) -> str:
+def _adoption_fault(sock: socket.socket, reserved: bool) -> str:
     # socket() gives numbers where Python has no name
     if sock.family not in (socket.AF_INET, socket.AF_INET6, AF_UNIX):
         return f"its address family is {getattr(sock.family, 'name', sock.family)}"
     if sock.type != socket.SOCK_STREAM:
         return f"its type is {getattr(sock.type, 'name', sock.type)}"
     # socket(7); systems that have the name but not the option answer with an error
-    if hasattr(socket, "SO_ACCEPTCONN"):
+    if not reserved and hasattr(socket, "SO_ACCEPTCONN"):
         with contextlib.suppress(OSError):
             if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return "nobody has called listen() on it"

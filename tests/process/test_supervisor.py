@@ -61,7 +61,7 @@ class Rig:
         self.kept: list[Kept] = []
         patch.setattr(supervisor_module, "Channel", SimpleNamespace(pair=self._pair))
         config = Config(app="a:b", port=0, **{"workers": 2, "timeout": 30.0, **options})
-        self.supervisor = Supervisor(config, self._reread, self.system, lambda: self.now)
+        self.supervisor = Supervisor(config, self._reread, system=self.system, clock=lambda: self.now)
         self.supervisor._prepare()
         self.turn()
 
@@ -295,6 +295,46 @@ def test_reload_takes_the_new_number_of_workers(rig: Rig) -> None:
     assert len(rig.workers) == 5
 
 
+def test_reload_takes_new_addresses_and_keeps_those_that_stay(rigs: Any) -> None:
+    rig = rigs(bind=("127.0.0.1:0",))
+    rig.ready(101, 102)
+    (first,) = rig.supervisor.listeners
+    rig.reread = Config(app="a:b", bind=("127.0.0.1:0", "unix:@stdserve-test-reload"), workers=2)
+    rig.turn("reload")
+    rig.turn()
+    assert rig.supervisor.listeners[0] is first and len(rig.supervisor.listeners) == 2
+    rig.ready(103, 104)
+    rig.reread = Config(app="a:b", bind=("unix:@stdserve-test-reload",), workers=2)
+    rig.turn("reload")
+    rig.turn()
+    assert first.sock.fileno() != -1  # the old workers still serve
+    rig.ready(105, 106)
+    assert first.sock.fileno() == -1 and [each.url for each in rig.supervisor.listeners] == [
+        "unix socket @stdserve-test-reload"
+    ]
+
+
+def test_reload_that_cannot_boot_leaves_the_old_addresses(rigs: Any) -> None:
+    rig = rigs(bind=("127.0.0.1:0",))
+    rig.ready(101, 102)
+    old = rig.supervisor.listeners
+    rig.reread = Config(app="a:b", bind=("unix:@stdserve-test-reload",), workers=3)
+    rig.turn("reload")
+    rig.turn()
+    (new,) = rig.supervisor.listeners
+    rig.die(103, 3)
+    assert rig.supervisor.listeners == old and new.sock.fileno() == -1
+    assert rig.supervisor.target == 2 and old[0].sock.fileno() != -1
+
+
+def test_address_that_cannot_be_had_leaves_everything(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.reread = Config(app="a:b", bind=("unix:/no/such/folder/app.sock",), workers=2)
+    rig.turn("reload")
+    rig.turn()
+    assert rig.states() == {101: READY, 102: READY}
+    assert "the old one stays: unix socket /no/such/folder/app.sock: the directory" in caplog.text
+
+
 def test_stop_during_a_reload(rig: Rig) -> None:
     rig.turn("reload")
     rig.turn()
@@ -332,6 +372,54 @@ def test_storm_of_signals(rig: Rig) -> None:
             if number == TERM:
                 rig.die(pid)
     assert list(rig.states().values()) == [READY, READY]
+
+
+def test_winch_is_for_daemons_only(rigs: Any, rig: Rig) -> None:
+    rig.turn("park")
+    rig.turn()
+    assert rig.take_sent() == []
+    rig = rigs(daemon=True)
+    rig.ready(101, 102)
+    rig.turn("park")
+    rig.turn()
+    assert rig.take_sent() == [(101, TERM), (102, TERM)]
+    rig.die(101)
+    rig.die(102)
+    rig.turn("fewer")
+    assert rig.states() == {}
+    rig.turn("more")
+    rig.turn()
+    assert rig.states() == {103: BOOTING}
+    rig.turn("reload")
+    rig.turn()
+    assert rig.supervisor.target == 2
+
+
+@pytest.mark.parametrize("verb", ["quick", "stop"])
+def test_successor_that_is_ended_finishes_its_requests(rig: Rig, verb: str) -> None:
+    rig.supervisor._succession.predecessor = os.getppid()
+    rig.turn(verb)
+    assert rig.take_sent() == [(101, TERM), (102, TERM)]
+    rig.turn("quick")
+    assert rig.take_sent() == [(101, QUIT), (102, QUIT)]
+
+
+def test_no_upgrade_without_a_command_line(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.turn("upgrade")
+    assert "No upgrade: this supervisor was not started by a command line" in caplog.text
+
+
+def test_serving_is_reported_once(rigs: Any) -> None:
+    reports: list[int] = []
+    rig = rigs()
+    rig.supervisor._on_serving = lambda: reports.append(1)
+    rig.ready(101)
+    assert reports == []
+    rig.ready(102)
+    rig.turn("reload")
+    rig.turn()
+    rig.ready(103, 104)
+    assert reports == [1]
 
 
 def test_usr1_is_passed_on(rig: Rig) -> None:

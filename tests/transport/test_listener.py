@@ -785,6 +785,41 @@ def test_adopt_takes_a_name(scope: contextlib.ExitStack) -> None:
     assert listener.url.startswith("https://")
 
 
+def test_inherited_descriptors_win_and_own_the_socket_file(scope: contextlib.ExitStack, folder: Path) -> None:
+    (old,) = open_listeners(config(bind=("unix:app.sock",)), {})
+    number = os.dup(old.sock.fileno())
+    (new,) = open_listeners(config(bind=("192.0.2.1:1",)), {}, inherited=[number])
+    assert new.server == ("app.sock", None) and new.place == old.place
+    old.close(keep_file=True)
+    assert Path("app.sock").exists()
+    new.close()
+    assert not Path("app.sock").exists()
+
+
+def test_inherited_address_that_is_only_held_is_taken_when_workers_listen_themselves(
+    scope: contextlib.ExitStack,
+) -> None:
+    options = config(bind=("127.0.0.1:0",), reuse_port=True, workers=1)
+    (old,) = open_listeners(options, {})
+    scope.callback(old.close)
+    (new,) = open_listeners(options, {}, inherited=[os.dup(old.sock.fileno())])
+    scope.callback(new.close)
+    assert new.reserved and new.server == old.server
+    with pytest.raises(BindError, match="nobody has called listen"):
+        open_listeners(config(fd=handed_over(new.sock.dup())), {})
+
+
+def test_kept_listeners_are_not_opened_again(scope: contextlib.ExitStack) -> None:
+    (old,) = open_listeners(config(bind=("127.0.0.1:0",)), {})
+    scope.callback(old.close)
+    both = open_listeners(config(bind=("unix:@stdserve-test-kept", "127.0.0.1:0")), {}, kept=[old])
+    scope.callback(both[0].close)
+    assert both[1] is old
+    with pytest.raises(BindError):
+        open_listeners(config(bind=("127.0.0.1:0", "unix:/no/folder/app.sock")), {}, kept=[old])
+    assert old.sock.fileno() != -1
+
+
 # ---- systemd: descriptors start at 3, so this takes a process of its own
 
 ACTIVATED = """
