@@ -73,19 +73,20 @@ def serve(config: Config, *, reread: Callable[[], Config] | None = None, owns_pr
         configure_logging(config)
     except StdserveError as error:
         return _refuse(error)
+    own_pid = os.getpid()
     try:
         server = _alone(config) if start is None else _supervise(config, reread, start)
     except StdserveError as error:
-        return _report(error)
-    if isinstance(server, int):
-        return server
-    code = _run(server)
-    if server.stuck:
-        _leave(code)
-    if owns_process or supervised:
-        _end_in_time(code, 0.0 if server.cut else config.timeout_graceful_shutdown)
-    if supervised:  # in a worker
-        raise SystemExit(code)
+        server = _report(error)
+    in_worker = os.getpid() != own_pid
+    code = server if isinstance(server, int) else _run(server)
+    if not isinstance(server, int):
+        if server.stuck:
+            _leave(code)
+        if owns_process or in_worker:
+            _end_in_time(code, 0.0 if server.cut else config.timeout_graceful_shutdown)
+    if in_worker:
+        _end_worker(code, owns_process)
     return code
 
 
@@ -102,12 +103,31 @@ def _settle(config: Config) -> None:
 
 def _alone(config: Config) -> Server:
     """For one process that serves by itself."""
+    from .process.identity import notify, watchdog_seconds
     from .server import Server
 
     for name in ("preload", "max_requests", "max_worker_memory", "max_worker_lifetime", "pid", "user", "group"):
         if getattr(config, name) != OPTIONS[name].default:
             logger.warning("%s has no effect without --workers", OPTIONS[name])
-    return Server(config)
+    server = Server(config, on_started=lambda: notify("READY=1"), on_stopping=lambda: notify("STOPPING=1"))
+    if watchdog_seconds():
+        _feed_watchdog(server, watchdog_seconds() / 4)
+    return server
+
+
+def _feed_watchdog(server: Server, seconds: float) -> None:
+    """Tell systemd again and again that the loop answers."""
+    import threading
+
+    from .process.identity import notify
+
+    def feed() -> None:
+        while True:
+            server.call_in_loop(notify, "WATCHDOG=1")
+            pause.wait(seconds)
+
+    pause = threading.Event()
+    threading.Thread(target=feed, name="stdserve-watchdog", daemon=True).start()
 
 
 def _start_context() -> Start:
@@ -135,10 +155,16 @@ def _supervise(config: Config, reread: Callable[[], Config] | None, start: Start
         if config.daemon and not config.enable_stdio_inheritance:
             detach_streams()
 
+    own_pid = os.getpid()
     try:
         server = Supervisor(config, reread, start, on_serving=on_serving).run()
     except StdserveError as error:
         server = _report(error)
+    except Exception:
+        if os.getpid() == own_pid:
+            raise
+        logger.exception("a worker cannot start")  # and must not end in the supervisor's caller
+        server = 1
     if daemon is not None and isinstance(server, int):
         daemon.report(server)
     return server
@@ -172,6 +198,18 @@ def _end_in_time(code: int, seconds: float) -> None:
         timer = threading.Timer(max(seconds, 1.0), _give_up, (code,))
         timer.daemon = True
         timer.start()
+
+
+def _end_worker(code: int, owns_process: bool) -> NoReturn:
+    """Never back into the caller's code, whose `finally` are the supervisor's: then as multiprocessing ends a child."""
+    if not owns_process:
+        import atexit
+        import threading
+
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        _leave(code)
+    raise SystemExit(code)
 
 
 def _give_up(code: int) -> None:

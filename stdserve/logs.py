@@ -20,6 +20,8 @@ import json
 import logging
 import os
 import re
+import select
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -242,7 +244,7 @@ def _install_default(config: Config, level: int) -> None:
 def _error_handler(path: str, colors: bool | None) -> logging.Handler:
     handler: logging.Handler
     if path == "-":
-        handler = logging.StreamHandler(sys.stderr)
+        handler = StreamLog(sys.stderr)
         handler.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s", use_colors=colors))
         return handler
     try:
@@ -270,6 +272,63 @@ def has_foreign_handler(logger: logging.Logger) -> bool:
             return True
         current = current.parent if current.propagate else None
     return False
+
+
+# --- Streams
+
+
+# A write of at most so many bytes to a pipe that is ready for writing does not wait (POSIX PIPE_BUF is 512 at least,
+# Linux reports a pipe as ready when a page is free).
+_PIECE_BYTES = 4096 if sys.platform == "linux" else 512
+_PATIENCE_MILLISECONDS = 100
+
+
+class StreamLog(logging.StreamHandler[Any]):
+    """Standard error, which may be a pipe that nobody reads: then lines are lost, but neither the supervisor nor a loop
+    waits for ever. Later a line says how many."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fd = self._pipe()
+        if fd < 0:
+            super().emit(record)
+            return
+        try:
+            text = self.format(record) + self.terminator
+            if self._lost and _is_ready(fd, 0):
+                text = f"{self._lost} log lines are lost: nobody has read them in time\n{text}"
+                self._lost = 0
+            if self._lost or not self._write(fd, text.encode("utf-8", "backslashreplace")):
+                self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def _pipe(self) -> int:
+        """The descriptor, if it is one that can be full."""
+        try:
+            self.stream.flush()
+            fd = int(self.stream.fileno())
+            mode = os.fstat(fd).st_mode
+        except (OSError, ValueError, AttributeError):
+            return -1
+        return fd if hasattr(select, "poll") and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) else -1
+
+    @staticmethod
+    def _write(fd: int, data: bytes) -> bool:
+        for start in range(0, len(data), _PIECE_BYTES):
+            if not _is_ready(fd, _PATIENCE_MILLISECONDS):
+                return False
+            os.write(fd, data[start : start + _PIECE_BYTES])
+        return True
+
+
+def _is_ready(fd: int, milliseconds: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(milliseconds))
 
 
 # --- Files

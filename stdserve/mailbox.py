@@ -9,6 +9,7 @@ thread takes the signal. So the watch waits for a descriptor, to which Python's 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -17,8 +18,44 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from types import FrameType
+from typing import Any
 
 Handler = Callable[[int, FrameType | None], object]
+
+_before: dict[int, Any] = {}  # signals that we handle -> their handlers before that
+
+
+def set_handlers(handlers: Mapping[int, Handler]) -> dict[int, Any]:
+    """Returns what there was before."""
+    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    _before.update(old)
+    return old
+
+
+# A child that the application forks is not the server: a TERM ends it, also one that comes at once, and wakes nobody
+# here. So signals wait from before the fork until the child has the handlers that there were before ours.
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _before)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
+    if _before:
+        signal.set_wakeup_fd(-1)
+    while _before:
+        number, handler = _before.popitem()
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class Mailbox:
@@ -81,7 +118,7 @@ class Mailbox:
             yield
             return
         assert self._writer is not None
-        old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        old = set_handlers(handlers)
         old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         try:
             yield
@@ -89,6 +126,7 @@ class Mailbox:
             signal.set_wakeup_fd(old_fd)
             for number, handler in old.items():
                 signal.signal(number, handler)
+                _before.pop(number, None)
 
     def close(self) -> None:
         if self._reader is not None and self._writer is not None:

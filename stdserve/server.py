@@ -76,13 +76,15 @@ class Server:
         *,
         listeners: list[Listener] | None = None,
         application: Application | None = None,
+        load: Callable[[Config], Application] = load,
         on_started: Callable[[], object] = lambda: None,
         on_stopping: Callable[[], object] = lambda: None,
         on_wish: Callable[[str], object] = lambda reason: None,
         slots: Slots | None = None,
     ) -> None:
-        """For a worker of a supervisor: what that has opened and loaded, what is called (by the watch) when the server
-        accepts connections, when it stops to and when it should be replaced, and where running requests are noted."""
+        """`listeners` and `application`, or how to `load` it: what a supervisor has prepared. The three calls are made
+        by the watch: when the server accepts connections, when it no longer does, when it should be replaced. `slots`
+        is where running requests are noted."""
         self.config = config
         self.listeners = listeners or []
         self._shared = listeners is not None
@@ -100,6 +102,7 @@ class Server:
         self._access: AccessLog | None = None
         self._trust: ProxyTrust | None = None
         self._application = application
+        self._load = load
         self._asgi: _AsgiHost | None = None
         self._block_watch: BlockWatch | None = None
         self._failure: BaseException | None = None
@@ -132,6 +135,11 @@ class Server:
         self._stops += 1
         self._verbs.put("force" if self._stops > 1 else "drain" if idle_grace else "stop")
 
+    def drain(self) -> None:
+        """Stop gracefully, for whoever may say so twice."""
+        self._stops = max(self._stops, 1)
+        self._verbs.put("drain")
+
     @property
     def stopping(self) -> bool:
         return self._stops > 0
@@ -144,7 +152,7 @@ class Server:
     def _prepare(self) -> None:
         """All that can fail before there is a thread. A signal that comes while the rooms are built finds the loop."""
         config = self.config
-        self._application = self._application or load(config)
+        self._application = self._application or self._load(config)
         self._trust = _trust(config)
         self._access = make_access_log(config)
         if not self._shared:
@@ -251,7 +259,8 @@ class Server:
             return
         self.call_in_loop(self._asgi.shut_down, at_once)
         if self.started.is_set() and not at_once and not self._ended.is_set():
-            verb = self._next_verb("ended", (self.config.timeout_lifespan_shutdown or FOREVER) + END_SECONDS)
+            # Not until the loop ends: a task that refuses to be cancelled would have it wait
+            verb = self._next_verb("shut down", (self.config.timeout_lifespan_shutdown or FOREVER) + END_SECONDS)
             if verb == "force":
                 self.call_in_loop(self._asgi.shut_down, True)
 
@@ -393,12 +402,20 @@ class Server:
 
     def _on_overdue(self, exchange: Exchange) -> None:
         """--timeout-request has passed: say where it hangs; a task can be cancelled, a thread only be left alone."""
-        _, stack = self._running_tasks().get(id(exchange.task), ("", ""))
+        running = self._running_tasks()
+        _, stack = running.get(id(exchange.task), ("", "it waits for a thread (--threads)"))
         limit = self.config.timeout_request
         logger.error("%r: no answer after %g s (--timeout-request)\n%s", exchange, limit, stack.rstrip())
         if self._pool is None:
             if exchange.task is not None:
                 exchange.task.cancel("--timeout-request has passed")
+            return
+        if id(exchange.task) in running and self._loop is not None:
+            self._loop.call_later(limit, self._count_lost, exchange)
+
+    def _count_lost(self, exchange: Exchange) -> None:
+        """A thread that has run a request for as long again, or longer, is taken for lost."""
+        if self._pool is None or exchange.task is None:
             return
         self._lost = [each for each in self._lost if each.task is not None] + [exchange]
         if len(self._lost) == max(1, self._pool.cap // 2):
@@ -532,6 +549,7 @@ class _AsgiHost:
             self._server._verbs.put("started")
             await self._end.wait()
             await lifespan.shutdown()
+            self._server._verbs.put("shut down")
         finally:
             self._server._abort()  # an end out of order leaves connections open
             if nested:

@@ -37,7 +37,7 @@ class Fakes:
         self.on_logging()
         self.events.append(("logging", config))
 
-    def make_server(self, config: Config) -> Fakes:
+    def make_server(self, config: Config, **calls: object) -> Fakes:
         self.events.append(("server", config))
         return self
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from stdserve import logs
 from stdserve.config import Config
 from stdserve.errors import ConfigError
+from stdserve.logs import StreamLog
 
 OURS = [logging.getLogger(name) for name in ("", "stdserve", "stdserve.error", "stdserve.access", "stdserve.asgi")]
 PEERS = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error")]
@@ -541,3 +542,23 @@ def test_limiter_accounts_for_every_line(per_minute: int, times: list[float]) ->
     admitted = sum(limiter.admit("k", now) for now in times)
     suppressed = sum(int(line.split()[1]) for line in limiter.report(1000.0))
     assert admitted + suppressed == len(times)
+
+
+def test_full_pipe_loses_lines_and_holds_nobody() -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream, open(reader, "rb", buffering=0) as other:
+        handler = StreamLog(stream)
+        line = logging.LogRecord("stdserve.error", logging.INFO, "", 0, "x" * 9_999, (), None)
+        for _ in range(100):  # of which a pipe takes six
+            handler.emit(line)
+        text = other.read(1 << 20).decode()
+        assert text.count("x") < 100 * 9_999
+        handler.emit(line)
+        last = other.read(1 << 20).decode()
+        assert re.fullmatch(r"x*\n?(\d+) log lines are lost: nobody has read them in time\nx{9999}\n", last), last[:200]
+
+
+def test_stream_that_is_no_pipe_is_written_as_usual(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w") as stream:
+        StreamLog(stream).emit(logging.LogRecord("stdserve.error", logging.INFO, "", 0, "hello", (), None))
+    assert (tmp_path / "log").read_text() == "hello\n"

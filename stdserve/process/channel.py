@@ -5,6 +5,7 @@
                             alive        its loop has answered `ping`
                             recycle      it has reached a limit and wants to be replaced; the reason follows the word
     supervisor -> worker    ping
+                            stop         end gracefully
 
 The end of the file means that the other one is dead, however that came about.
 """

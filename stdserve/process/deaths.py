@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import os
 import signal
+import tempfile
 
 _EXIT_CODES = {
     0: "it ended by itself",
@@ -25,6 +28,40 @@ def describe_death(code: int, out_of_memory: OutOfMemoryCount | None = None) -> 
         killed_for_memory = out_of_memory is not None and out_of_memory.has_risen()
         return "out of memory, the kernel killed it" if killed_for_memory else f"{name}, somebody killed it"
     return name
+
+
+# More than the stacks of a hundred threads
+_MOST_BYTES = 256 * 1024
+
+
+class LastWords:
+    """The stacks that a worker writes when it is aborted or crashes, in a file without a name; the supervisor reads it.
+
+    They are written by C code that needs no GIL, to a descriptor of its own: that of a log could since have been
+    closed, and now be the number of some client's connection.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self) -> None:
+        """Before the fork; OSError if there is no descriptor left."""
+        if hasattr(os, "memfd_create"):
+            self._fd = os.memfd_create("stdserve-last-words")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._fd = os.dup(file.fileno())
+
+    def capture(self) -> None:
+        """In the worker."""
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            faulthandler.enable(self._fd)
+
+    def read(self) -> str:
+        """In the supervisor."""
+        return os.pread(self._fd, _MOST_BYTES, 0).decode("utf-8", "replace").rstrip()
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class OutOfMemoryCount:

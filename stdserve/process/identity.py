@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import socket
 import sys
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from ..config import Config
     from ..transport.listener import Listener
+
+
+logger = logging.getLogger("stdserve.error")
 
 
 class Pidfile:
@@ -56,7 +60,8 @@ class Pidfile:
 
     def _read(self) -> int:
         with contextlib.suppress(OSError, ValueError), open(self.path) as file:
-            return int(file.read(32))
+            pid = int(file.read(32))
+            return pid if 0 < pid < 1 << 31 else 0
         return 0
 
 
@@ -79,6 +84,8 @@ def drop_privileges(config: Config) -> None:
     if user is None and group is None:
         return
     uid, own_gid, name = user or (os.geteuid(), os.getegid(), "")
+    if user is not None and not name and group is None and os.geteuid() == 0:
+        raise ConfigError(f"--user {config.user} has no name and so no group: give --group, else it would be root's")
     gid = own_gid if group is None else group
     try:
         if config.initgroups and name:
@@ -107,6 +114,20 @@ def own_sockets(config: Config, listeners: Iterable[Listener]) -> None:
                 raise ConfigError(f"cannot give {path} to --user {config.user}: {error.strerror}") from None
 
 
+def own_logs(config: Config) -> None:
+    """Make the log files, which workers open for themselves, and give them to the workers' user and group."""
+    user, group = find_user(config.user), find_group(config.group)
+    if user is None and group is None:
+        return
+    for path in (config.error_log_file, config.access_log_file if config.access_log else "-"):
+        if path != "-":
+            try:
+                with open(path, "a"):
+                    os.chown(path, -1 if user is None else user[0], _own_group(user, group))
+            except OSError as error:
+                logger.error("cannot give the log file %s to --user %s: %s", path, config.user, error.strerror)
+
+
 def _own_group(user: tuple[int, int, str] | None, group: int | None) -> int:
     if group is not None:
         return group
@@ -125,6 +146,8 @@ def find_user(text: str) -> tuple[int, int, str] | None:
         if text.isdecimal():  # containers run as numbers that nobody has named
             return int(text), os.getegid(), ""
         raise ConfigError(f"--user: there is no user {text!r}") from None
+    except OverflowError:
+        raise ConfigError(f"--user: {text} is too large") from None
     return entry.pw_uid, entry.pw_gid, entry.pw_name
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from ..mailbox import set_handlers
+
 VERBS = {
     signal.SIGTERM: "stop",
     signal.SIGINT: "interrupt",
@@ -25,6 +27,10 @@ def forget_handlers() -> None:
     """In a new worker, where VERBS are still blocked: nothing of what its supervisor has set applies to it."""
     for number in VERBS:
         signal.signal(number, signal.SIG_DFL)
-    for number in (*IGNORED_BY_WORKERS, signal.SIGUSR1):  # USR1 until the server listens to it
-        signal.signal(number, signal.SIG_IGN)
+    # Not SIG_IGN, which programs that the application starts would inherit. USR1 until the server listens to it.
+    set_handlers(dict.fromkeys((*IGNORED_BY_WORKERS, signal.SIGUSR1), _nothing))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, VERBS)
+
+
+def _nothing(number: int, frame: object) -> None:
+    pass

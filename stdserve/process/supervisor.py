@@ -19,6 +19,7 @@ Signals: signals.py. It does not know HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -35,8 +36,9 @@ from ..errors import StdserveError
 from ..mailbox import Mailbox
 from ..transport.listener import Listener, open_listeners
 from .channel import Channel
-from .deaths import OutOfMemoryCount, describe_death
-from .identity import Pidfile, drop_privileges, notify, own_sockets, set_title, watchdog_seconds
+from .child import BOOTING, DRAINING, READY, Worker
+from .deaths import LastWords, OutOfMemoryCount, describe_death
+from .identity import Pidfile, drop_privileges, notify, own_logs, own_sockets, set_title, watchdog_seconds
 from .inherit import Start, Succession
 from .reload import FileWatch
 from .signals import VERBS, forget_handlers
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from ..server import Server
 
 logger = logging.getLogger("stdserve.error")
-
-BOOTING, READY, DRAINING = "booting", "ready", "draining"
 
 # A worker that has lived this long was no part of a crash loop.
 _STEADY_SECONDS = 10.0
@@ -66,27 +66,6 @@ _RELOAD_SECONDS = 1.0
 
 # How often the successor of another supervisor looks whether that one has gone
 _SUCCESSION_SECONDS = 0.5
-
-
-class Worker:
-    """A child as its supervisor sees it: booting -> ready -> draining -> dead, each step may be left out."""
-
-    __slots__ = (
-        "asked", "channel", "generation", "kill_at", "leaving", "pid", "pinged", "slots", "started", "state", "wish",
-    )  # fmt: skip
-
-    def __init__(self, pid: int, generation: int, channel: Channel, slots: RequestSlots, now: float) -> None:
-        self.pid = pid
-        self.generation = generation
-        self.channel = channel
-        self.slots = slots
-        self.started = now
-        self.state = BOOTING
-        self.leaving = False
-        self.wish = ""  # why it wants a successor
-        self.asked = False  # to stop, so that its death is no surprise
-        self.pinged = 0.0  # since when an answer is due; 0: none is
-        self.kill_at = float("inf")
 
 
 class _Before(NamedTuple):
@@ -132,9 +111,12 @@ class Supervisor:
         self._stopping = False
         self._interrupted = False
         self._booted = False  # a worker has been ready once
-        self._reload_due = False
         self._before: _Before | None = None  # while a reload runs
+        self._generations = 1  # so many have been begun
+        self._prepared = False
         self._failures = 0  # in a row
+        self._started = 0  # workers so far
+        self._started_at_failure = 0
         self._start_at = 0.0  # not before
         self._pinged_at = 0.0
         self._files: FileWatch | None = None
@@ -147,8 +129,9 @@ class Supervisor:
         """The exit code when all is over; in each child the Server to run. Raises StdserveError if the start fails."""
         own_pid = os.getpid()
         try:
-            self._prepare()
+            self._mailbox.open()
             with self._mailbox.signals(dict.fromkeys(VERBS, self._on_signal)):
+                self._prepare()
                 logger.info("Started supervisor process [%d]", own_pid)
                 self._announce()
                 while not (self._stopping and not self.workers):
@@ -170,7 +153,7 @@ class Supervisor:
         self._pidfile = Pidfile.make(config.pid and config.pid + ".2" * bool(inherited))
         self.listeners = open_listeners(config, inherited=inherited)
         own_sockets(config, self.listeners)
-        self._mailbox.open()
+        own_logs(config)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox.fileno(), selectors.EVENT_READ)
         set_title(config.name, "supervisor")
@@ -178,12 +161,17 @@ class Supervisor:
             self._watch_files()
         if config.preload:
             self._preload()
+        self._prepared = True
 
     def _preload(self) -> None:
         """Import the application once, so that the workers share its memory."""
         from ..gateway.loader import load
 
         self._application = load(self.config)
+        if self._application.interface != "wsgi":  # later --user may not be allowed to read it
+            import asyncio  # noqa: F401
+
+            from ..gateway import asgi, lifespan  # noqa: F401
         others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         if others:
             logger.warning("--preload: threads do not survive the fork: %s", ", ".join(others))
@@ -195,7 +183,10 @@ class Supervisor:
             logger.info("stdserve running on %s (Press CTRL+C to quit)", listener.url)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._mailbox.put(VERBS[signal.Signals(number)])
+        verb = VERBS[signal.Signals(number)]
+        if not self._prepared and verb in ("stop", "interrupt", "quick"):
+            raise KeyboardInterrupt  # an application that is imported here (--preload) may take its time
+        self._mailbox.put(verb)
 
     # ---- a turn
 
@@ -244,36 +235,44 @@ class Supervisor:
             self._start()
 
     def _start(self) -> None:
-        channel, theirs = Channel.pair()
-        slots = RequestSlots()
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, it is closed, it is None
                 stream.flush()
         # A signal that came to the child before it has handlers of its own would run the supervisor's: there they stay
         # blocked until `run` has ended.
         old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, VERBS)
-        try:
-            pid = self._os.fork()
-            if not pid:
-                self._become_worker(theirs, slots, channel)
+        pid = -1
+        with contextlib.ExitStack() as undo:
+            try:
+                channel, theirs = Channel.pair()
+                undo.callback(channel.close)
+                undo.callback(theirs.close)
+                slots = RequestSlots()
+                undo.callback(slots.close)
+                last_words = LastWords()
+                undo.callback(last_words.close)
+                pid = self._os.fork()
+            except OSError as error:
+                logger.error("cannot start a worker: %s", error)
+                self._back_off()
                 return
-        except OSError as error:
-            logger.error("cannot start a worker: %s", error)
-            channel.close()
-            theirs.close()
-            self._back_off()
+            finally:
+                if pid:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+            undo.pop_all()
+        if not pid:
+            self._become_worker(theirs, slots, last_words, channel)
             return
-        finally:
-            if self._child is None:
-                signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         theirs.close()
-        worker = self.workers[pid] = Worker(pid, self.generation, channel, slots, self._clock())
+        self._started += 1
+        worker = Worker(pid, self._started, self.generation, channel, slots, last_words, self._clock())
+        self.workers[pid] = worker
         if self.config.timeout_boot:
             worker.kill_at = worker.started + self.config.timeout_boot
         assert self._selector is not None
         self._selector.register(channel, selectors.EVENT_READ, worker)
 
-    def _become_worker(self, channel: Channel, slots: RequestSlots, parents: Channel) -> None:
+    def _become_worker(self, channel: Channel, slots: RequestSlots, last_words: LastWords, parents: Channel) -> None:
         """In the child: let go of all that is the supervisor's. `run` returns the Server."""
         assert self._selector is not None
         self._selector.close()
@@ -281,8 +280,10 @@ class Supervisor:
         if self._files is not None:
             self._files.close()
         # As long as a child held another's channel, that other would not see its parent die.
-        for each in (parents, *(worker.channel for worker in self.workers.values())):
-            each.close()
+        parents.close()
+        for worker in self.workers.values():
+            worker.channel.close()
+            worker.last_words.close()
         self.workers.clear()
         if self._before is not None:
             _close_other(self._before.listeners, self.listeners)
@@ -291,8 +292,9 @@ class Supervisor:
 
         config = self.config
         set_title(config.name, "worker")
-        drop_privileges(config)
         listeners = [listener.twin(config) if listener.reserved else listener for listener in self.listeners]
+        drop_privileges(config)
+        last_words.capture()
         self._child = make_server(config, listeners, channel, slots, self._application)
 
     # ---- words of workers
@@ -324,6 +326,7 @@ class Supervisor:
             if self._before is not None:
                 logger.info("Reloaded: generation %d serves", self.generation)
                 _close_other(self._before.listeners, self.listeners)
+                self._failures = 0
             self._before = None
             notify("READY=1", f"STATUS={self.target} workers serve")
             if self._on_serving is not None:
@@ -340,10 +343,7 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.leaving and not worker.asked:
                 self._ask_to_stop(worker)
-        if self._reload_due:
-            self._reload_due = False
-            self._on_reload()
-        elif len(self._ours()) == len(self.workers):  # one successor at a time
+        if len(self._ours()) == len(self.workers):  # one successor at a time
             wishes = [worker for worker in self.workers.values() if worker.wish]
             if wishes:
                 logger.info("Worker [%d] is replaced: %s", wishes[0].pid, wishes[0].wish)
@@ -355,6 +355,7 @@ class Supervisor:
         limits = config.timeout_graceful_shutdown + config.timeout_lifespan_shutdown
         worker.kill_at = self._clock() + limits + _KILL_SLACK_SECONDS
         self._kill(worker, signal.SIGTERM)
+        worker.channel.send("stop")  # the application may have blocked or taken the signal
 
     # ---- signals
 
@@ -398,9 +399,9 @@ class Supervisor:
         if self._stopping:
             return
         if self._before is not None:
-            self._reload_due = True  # when the one that runs is over
-            return
-        logger.info("Reloading")
+            logger.info("Reloading anew: the workers that are starting are given up")
+        else:
+            logger.info("Reloading")
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         config, listeners = self.config, self.listeners
         if self._reread is not None:
@@ -413,13 +414,20 @@ class Supervisor:
                 return
         if config.preload:
             logger.warning("--preload: the application was imported when the supervisor started, and stays as it was")
-        self._before = _Before(self.config, self.generation, self.target, self.listeners)
+        if self._before is None:
+            self._before = _Before(self.config, self.generation, self.target, self.listeners)
+        else:
+            _close_other(self.listeners, [*listeners, *self._before.listeners])
         self.config, self.listeners = _for_development(config), listeners
         self.target = config.workers or self.target or 1
-        self.generation += 1
+        self._generations += 1
+        self.generation = self._generations
         self._start_at = 0.0
+        self._failures = 0
         for worker in self.workers.values():
             worker.leaving = True
+            if worker.state is BOOTING:
+                self._give_up_booting(worker)
 
     def _reopen(self, config: Config) -> list[Listener]:
         """The listeners for a new configuration: what is open already stays as it is."""
@@ -437,22 +445,32 @@ class Supervisor:
         assert self._before is not None
         logger.error("The new workers cannot start: the old ones go on serving")
         _close_other(self.listeners, self._before.listeners)
-        failed, (self.config, self.generation, self.target, self.listeners) = self.generation, self._before
+        self.config, self.generation, self.target, self.listeners = self._before
         self._before = None
         for worker in self.workers.values():
-            if worker.generation == failed:
-                worker.leaving = worker.asked = True
-                self._kill(worker, signal.SIGQUIT)
-                worker.kill_at = self._clock() + _QUICK_SECONDS
-            elif not worker.asked:
+            if worker.asked:
+                continue
+            if worker.generation == self.generation:
                 worker.leaving = worker.state is DRAINING
+            elif worker.state is BOOTING:
+                self._give_up_booting(worker)
+            else:
+                self._ask_to_stop(worker)
         notify("READY=1", "STATUS=reload failed, the old workers serve")
+
+    def _give_up_booting(self, worker: Worker) -> None:
+        """It has no request to lose."""
+        if not worker.asked:
+            worker.leaving = worker.asked = True
+            worker.kill_at = self._clock() + _QUICK_SECONDS
+            self._kill(worker, signal.SIGQUIT)
 
     def _on_reopen(self) -> None:
         """USR1: log files are opened anew, here and in the workers."""
         from ..logs import reopen_logs
 
         reopen_logs()
+        own_logs(self.config)
         for worker in self.workers.values():
             self._kill(worker, signal.SIGUSR1)
 
@@ -503,14 +521,18 @@ class Supervisor:
         self._forget_channel(worker)
         running = worker.slots.running()
         worker.slots.close()
+        last_words = worker.last_words.read()
+        worker.last_words.close()
         code = os.waitstatus_to_exitcode(status)
         if worker.asked or self._stopping or (worker.state is DRAINING and not code):
             logger.info("Worker [%d] has stopped", worker.pid)
             return
-        reason = describe_death(code, self._out_of_memory)
+        reason = worker.killed or describe_death(code, self._out_of_memory)
         logger.error("Worker [%d] died: %s%s", worker.pid, reason, f", while {worker.state}" * (worker.state != READY))
         for request in running:
             logger.error("Worker [%d] was running %s", worker.pid, request)
+        if last_words:
+            logger.error("Worker [%d] stood here:\n%s", worker.pid, last_words)
         if worker.leaving and worker.state is not BOOTING:
             return
         if worker.state is BOOTING and self.config.reload:
@@ -521,7 +543,8 @@ class Supervisor:
         elif worker.state is BOOTING and self._before is not None and worker.generation == self.generation:
             self._abort_reload()
         elif worker.state is BOOTING or self._clock() - worker.started < _STEADY_SECONDS:
-            self._back_off()
+            if worker.serial > self._started_at_failure:  # of those that die together only one counts
+                self._back_off()
         else:
             self._failures = 0
 
@@ -535,6 +558,7 @@ class Supervisor:
     def _back_off(self) -> None:
         """Wait longer and longer before the next start; the first successor comes at once."""
         self._failures += 1
+        self._started_at_failure = self._started
         if self._failures > 1:
             seconds = min(_BACK_OFF_SECONDS * 2 ** (self._failures - 2), _BACK_OFF_MOST_SECONDS)
             logger.warning("Workers die again and again: the next start is in %g s", seconds)
@@ -596,7 +620,7 @@ class Supervisor:
             notify(f"MAINPID={os.getpid()}", "READY=1")
         if self._ping_seconds and now >= self._pinged_at + self._ping_seconds:
             self._pinged_at = now
-            if self._watchdog and not any(worker.pinged for worker in self.workers.values()):
+            if self._watchdog and not any(worker.pinged for worker in self._ours()):
                 notify("WATCHDOG=1")  # fed only while all workers answer
             for worker in self.workers.values():
                 self._ping(worker, now)
@@ -620,10 +644,14 @@ class Supervisor:
             for request in worker.slots.running():
                 logger.critical("Worker [%d] is running %s", worker.pid, request)
             worker.kill_at = now + _ABORT_SECONDS
+            worker.killed = "its loop was blocked (--timeout)"
             self._kill(worker, signal.SIGABRT)
 
     def _kill_late(self, worker: Worker) -> None:
-        logger.error("Worker [%d] does not end: it is killed", worker.pid)
+        if worker.state is BOOTING and not worker.asked:
+            worker.killed = f"not ready after {self.config.timeout_boot:g} s (--timeout-boot)"
+        else:
+            logger.error("Worker [%d] does not end: it is killed", worker.pid)
         worker.kill_at = float("inf")
         self._kill(worker, signal.SIGKILL)
 
@@ -639,6 +667,7 @@ class Supervisor:
             self._kill(worker, signal.SIGKILL)
             self._os.waitpid(worker.pid, 0)
             self._forget_channel(worker)
+            worker.last_words.close()
         self.workers.clear()
         shared = bool(self._succession.successor or self._succession.predecessor)
         for listener in {*self.listeners, *(self._before.listeners if self._before else ())}:

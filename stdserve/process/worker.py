@@ -7,7 +7,6 @@ of the channel, whatever killed the parent.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import os
 import random
@@ -16,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StdserveError
+from ..gateway.loader import Application, load
 from ..server import Server
 from .channel import Channel
 from .daemon import detach_streams
@@ -23,7 +23,6 @@ from .slots import RequestSlots
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..gateway.loader import Application
     from ..transport.listener import Listener
 
 logger = logging.getLogger("stdserve.error")
@@ -42,11 +41,10 @@ def make_server(
     application: Application | None = None,
 ) -> Server:
     """The worker's Server, with its threads to the parent running."""
-    _dump_stacks_when_aborted()
-    if config.reload:
-        application = application or _load_or_explain(config)
+    serving = threading.Event()
 
     def on_started() -> None:
+        serving.set()
         channel.send("ready")
         if config.daemon and not config.enable_stdio_inheritance:
             detach_streams()
@@ -55,12 +53,13 @@ def make_server(
         config,
         listeners=listeners,
         application=application,
+        load=_load_or_explain if config.reload else load,
         on_started=on_started,
         on_stopping=lambda: channel.send("stopping"),
         on_wish=lambda reason: channel.send(f"recycle {reason}"),
         slots=slots,
     )
-    threading.Thread(target=_listen, args=(server, channel), name="stdserve-parent", daemon=True).start()
+    threading.Thread(target=_listen, args=(server, channel, serving), name="stdserve-parent", daemon=True).start()
     if config.max_requests:
         most = config.max_requests + random.randint(0, config.max_requests_jitter)
         slots.limit(most, lambda: channel.send(f"recycle it has answered {most} requests (--max-requests)"))
@@ -71,8 +70,6 @@ def make_server(
 
 def _load_or_explain(config: Config) -> Application:
     """With --reload: an application that cannot be imported is answered with why, until its file is mended."""
-    from ..gateway.loader import Application, load
-
     try:
         return load(config)
     except StdserveError as error:
@@ -87,16 +84,19 @@ def _load_or_explain(config: Config) -> Application:
     return Application(explain, "wsgi", "why the application cannot be loaded")
 
 
-def _listen(server: Server, channel: Channel) -> None:
-    """Answer the parent's pings from the loop; stop when the parent has gone."""
+def _listen(server: Server, channel: Channel, serving: threading.Event) -> None:
+    """Answer the parent's pings from the loop; stop when it says so or has gone."""
     while (words := channel.receive()) is not None:
         if "ping" in words:
             server.call_in_loop(channel.send, "alive")
+        if "stop" in words:
+            server.drain()
     if server.stopping:
         return
     logger.error("The supervisor has gone; this worker stops")
-    server.stop()
-    # An application that hangs while it is imported does not hear that. Nobody else will end this process.
+    if not serving.is_set():
+        os._exit(1)  # the application may hang while it is imported, and has no request to lose
+    server.drain()
     config = server.config
     time.sleep(config.timeout_graceful_shutdown + config.timeout_lifespan_shutdown + _ORPHAN_SECONDS)
     os._exit(1)
@@ -127,13 +127,3 @@ def resident_bytes() -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, the most so far
     return 0
-
-
-def _dump_stacks_when_aborted() -> None:
-    """ABRT, which the supervisor sends to a worker that does not answer, shows where each thread stands: in the error
-    log's file or on standard error, by C code that needs no GIL."""
-    stream: Any = None
-    for handler in logger.handlers + logging.getLogger("stdserve").handlers:
-        stream = getattr(handler, "stream", stream)
-    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no file behind it
-        faulthandler.enable(stream or 2)

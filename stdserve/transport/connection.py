@@ -553,6 +553,9 @@ class Connection:
             self.owner.loop.unwatch(sock)
             self._interest = 0
         self.sock = None  # type: ignore[assignment]
+        if self.owner.close_after_answer:  # a child that the application has forked may hold it open
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         sock.close()
         self.state = CLOSING
         self.deadline = self.write_deadline = FOREVER

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from stdserve.process.deaths import OutOfMemoryCount, describe_death
+from stdserve.process.deaths import LastWords, OutOfMemoryCount, describe_death
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,17 @@ def test_the_kernel_kills_for_memory(tmp_path: Path) -> None:
     events.write_text("low 0\nhigh 0\noom 4\noom_kill 3\n")
     assert describe_death(-9, count) == "out of memory, the kernel killed it"
     assert describe_death(-9, count) == "SIGKILL, somebody killed it"
+
+
+def test_last_words_of_a_process_that_crashes() -> None:
+    last_words = LastWords()
+    pid = os.fork()
+    if not pid:
+        last_words.capture()
+        os.abort()
+    os.waitpid(pid, 0)
+    assert "Fatal Python error: Aborted" in last_words.read() and "test_last_words_of" in last_words.read()
+    last_words.close()
+    quiet = LastWords()
+    assert quiet.read() == ""
+    quiet.close()

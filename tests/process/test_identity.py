@@ -13,7 +13,7 @@ from stdserve.process.identity import Pidfile, drop_privileges, find_group, find
 
 def test_pidfile_of_nobody_and_of_the_dead_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    for before in (None, "", "nonsense", "999999999"):
+    for before in (None, "", "nonsense", "999999999", "9" * 30, "-1", "0"):
         if before is not None:
             path.write_text(before)
         pidfile = Pidfile.make(str(path))

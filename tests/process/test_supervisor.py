@@ -15,7 +15,8 @@ from stdserve.config import Config
 from stdserve.errors import ConfigError
 from stdserve.process import supervisor as supervisor_module
 from stdserve.process.channel import Channel
-from stdserve.process.supervisor import BOOTING, DRAINING, READY, Supervisor, Worker
+from stdserve.process.child import BOOTING, DRAINING, READY, Worker
+from stdserve.process.supervisor import Supervisor
 
 
 class Kept(Channel):
@@ -62,6 +63,7 @@ class Rig:
         patch.setattr(supervisor_module, "Channel", SimpleNamespace(pair=self._pair))
         config = Config(app="a:b", port=0, **{"workers": 2, "timeout": 30.0, **options})
         self.supervisor = Supervisor(config, self._reread, system=self.system, clock=lambda: self.now)
+        self.supervisor._mailbox.open()
         self.supervisor._prepare()
         self.turn()
 
@@ -202,6 +204,59 @@ def test_crash_loop_backs_off_longer_and_longer(rig: Rig) -> None:
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
+def test_workers_that_die_together_are_replaced_together(rigs: Any) -> None:
+    rig = rigs(workers=8)
+    rig.ready(*range(101, 109))
+    for pid in range(101, 109):
+        rig.die(pid, -9)
+    assert len(rig.workers) == 8
+    for _ in range(2):  # and if those die, too, it is a loop
+        for pid in [pid for pid, state in rig.states().items() if state is BOOTING]:
+            rig.die(pid, 1)
+    assert len(rig.workers) < 8
+
+
+def test_no_descriptor_left_for_another_worker(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Any:
+        raise OSError(24, "Too many open files")
+
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with monkeypatch.context() as patch:
+        patch.setattr(supervisor_module, "LastWords", fail)
+        rig.turn("more")
+        rig.turn()
+    assert "cannot start a worker: [Errno 24] Too many open files" in caplog.text
+    assert rig.states() == {101: READY, 102: READY}
+    if before:
+        while len(rig.kept) > 2:
+            rig.kept.pop().really_close()
+        assert len(os.listdir("/proc/self/fd")) == before
+    rig.now += 1
+    rig.turn()
+    assert len(rig.workers) == 3
+
+
+def test_child_that_cannot_become_a_worker_does_not_go_on_as_a_supervisor(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(channel: Channel, slots: Any, last_words: Any, parents: Channel) -> None:
+        parents.close()
+        last_words.close()
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(rig.system, "fork", lambda: 0)
+    monkeypatch.setattr(rig.supervisor, "_become_worker", fail)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        rig.turn("more")
+        with pytest.raises(PermissionError):
+            rig.turn()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def test_steady_worker_ends_the_back_off(rig: Rig) -> None:
     for _ in range(3):
         rig.die(max(rig.workers), 1)
@@ -269,15 +324,40 @@ def test_old_worker_that_dies_in_a_reload_that_fails_is_replaced(rig: Rig) -> No
     assert rig.states() == {102: READY, 105: BOOTING}
 
 
-def test_second_reload_waits_for_the_first(rig: Rig) -> None:
+def test_second_reload_gives_up_the_first(rig: Rig) -> None:
+    """Whose workers may hang for ever."""
     rig.turn("reload")
-    rig.turn("reload", "reload")
-    assert len(rig.workers) == 4
-    rig.ready(103, 104)
     rig.turn()
-    assert sorted(rig.states()) == [101, 102, 103, 104, 105, 106]
+    rig.ready(103)
+    rig.turn("reload")
+    assert rig.take_sent() == [(104, QUIT)]
+    rig.die(104, -QUIT)
+    rig.turn()
+    assert rig.states() == {101: READY, 102: READY, 103: READY, 105: BOOTING, 106: BOOTING}
     rig.ready(105, 106)
-    assert {pid for pid, _ in rig.take_sent()} == {101, 102, 103, 104}
+    assert rig.take_sent() == [(101, TERM), (102, TERM), (103, TERM)]
+
+
+def test_second_reload_that_fails_goes_back_to_the_oldest(rig: Rig) -> None:
+    rig.turn("reload")
+    rig.turn()
+    rig.ready(103)
+    rig.turn("reload")
+    rig.die(104, -QUIT)
+    rig.take_sent()
+    rig.die(105, 3)
+    assert rig.take_sent() == [(103, TERM), (106, QUIT)]
+    rig.die(103)
+    rig.die(106)
+    assert rig.states() == {101: READY, 102: READY}
+
+
+def test_ready_workers_of_a_reload_that_fails_finish_their_requests(rig: Rig) -> None:
+    rig.turn("reload")
+    rig.turn()
+    rig.ready(103)
+    rig.die(104, 3)
+    assert rig.take_sent() == [(103, TERM)]
 
 
 def test_reload_with_a_broken_configuration_changes_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -507,6 +587,43 @@ def test_watchdog_is_fed_only_while_all_workers_answer(rigs: Any, monkeypatch: p
             rig.say(pid, "alive")
     assert told == ["WATCHDOG=1", "WATCHDOG=1"]  # until 102 has not answered
     assert rig.take_sent() == []
+
+
+def test_watchdog_does_not_wait_for_workers_that_leave(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(supervisor_module, "watchdog_seconds", lambda: 4.0)
+    monkeypatch.setattr(supervisor_module, "notify", lambda *lines: told.extend(lines))
+    rig = rigs(timeout=0.0)
+    rig.ready(101, 102)
+    rig.now += 1.1
+    rig.turn()
+    rig.say(102, "alive")
+    rig.say(101, "stopping")
+    rig.turn()
+    rig.ready(103)
+    told.clear()
+    for _ in range(3):
+        rig.now += 1.1
+        rig.turn()
+        rig.say(102, "alive")
+        rig.say(103, "alive")
+    assert told == ["WATCHDOG=1"] * 3
+
+
+def test_log_says_that_the_supervisor_itself_has_killed(rigs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rig = rigs(timeout_boot=5.0)
+    rig.ready(101)
+    rig.now += 5
+    rig.turn()
+    rig.die(102, -9)
+    assert "Worker [102] died: not ready after 5 s (--timeout-boot), while booting" in caplog.text
+
+
+def test_stop_is_also_said_in_words(rig: Rig) -> None:
+    """The application may have blocked the signal."""
+    rig.turn("stop")
+    theirs = rig.theirs[101]
+    assert "stop" in (theirs.receive() or [])
 
 
 def test_booting_worker_has_a_limit_of_its_own(rigs: Any) -> None:
