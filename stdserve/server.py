@@ -384,7 +384,8 @@ class Server:
             loop.before_poll(self._access.flush)
         connections.on_room = self._on_room
         for listener in self.listeners:
-            listener.start(loop, self._on_accept, self._on_exhausted)
+            shared = self._shared and not config.reuse_port
+            listener.start(loop, self._on_accept, self._on_exhausted, shared=shared)
         self.started.set()
 
     def _on_accept(self, sock: socket.socket, peer: tuple[str, int] | None, listener: Listener) -> None:

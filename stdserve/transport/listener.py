@@ -44,8 +44,12 @@ OnExhausted = Callable[[OSError], object]
 logger = logging.getLogger("stdserve.error")
 
 # Connections taken in one turn of the loop: those that are established wait for the length of this many accepts (64 of
-# about 10 us each), and other processes that share the listener get their part of a rush.
+# about 10 us each).
 ACCEPTS_PER_TURN = 64
+
+# And if other processes accept from the same socket: whoever takes a rush for itself has to serve it, too. With 64 two
+# workers under 32 connections answered no more than one, for one of them had all; with 1 twice as many.
+SHARED_ACCEPTS_PER_TURN = 1
 
 # How long a listener rests when accept fails with an error that stays. asyncio takes 1 s, nginx 0.5 s, Go up to 1 s:
 # long enough to cost nothing, short enough that a client which waits in the queue does not give up.
@@ -93,6 +97,7 @@ class Listener:
     """
 
     __slots__ = (
+        "_accepts_per_turn",
         "_file",
         "_loop",
         "_on_accept",
@@ -131,6 +136,7 @@ class Listener:
         self.server: tuple[str, int | None] = _real_address(sock)
         self.reserved = reserved
         self.place = place or _place(*self.server)
+        self._accepts_per_turn = ACCEPTS_PER_TURN
         self._file = file
         self._loop: Loop | None = None
         self._on_accept: OnAccept  # not before start
@@ -160,13 +166,16 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {self.url}{''.join(f' {reason}' for reason in sorted(self._paused))}>"
 
-    def start(self, loop: Loop, on_accept: OnAccept, on_exhausted: OnExhausted | None = None) -> None:
+    def start(
+        self, loop: Loop, on_accept: OnAccept, on_exhausted: OnExhausted | None = None, *, shared: bool = False
+    ) -> None:
         """Accept from now on. Each connection is given to `on_accept(sock, peer, self)`, which owns `sock` then.
 
         The socket is non-blocking, TCP has no delay. `peer` is (host, port), None for a unix socket.
         `on_exhausted(error)` is called when there is no descriptor or memory for another connection, once a second as
-        long as this lasts; without it an error line is logged.
+        long as this lasts; without it an error line is logged. `shared`: other processes accept from the socket, too.
         """
+        self._accepts_per_turn = SHARED_ACCEPTS_PER_TURN if shared else ACCEPTS_PER_TURN
         self._loop = loop
         self._on_accept = on_accept
         self._on_exhausted = on_exhausted
@@ -215,7 +224,7 @@ class Listener:
             self._loop.unwatch(self.sock)
 
     def _on_ready(self, _mask: int) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
+        for _ in range(self._accepts_per_turn):
             # Looked at each time: on_accept may pause or close us, and another handler may have done so in this turn.
             if self._paused or not self._accept_one():
                 return

@@ -196,3 +196,13 @@ def wsgi_slow_sink(environ: Environ, start_response: StartResponse) -> Iterable[
     answer = b"%d" % total
     start_response("200 OK", _octets_wsgi(len(answer)))
     return [answer]
+
+
+def wsgi_busy(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """1 ms of CPU, then the number of the process."""
+    end = time.thread_time() + 0.001
+    while time.thread_time() < end:
+        pass
+    body = b"%d" % os.getpid()
+    start_response("200 OK", _octets_wsgi(len(body)))
+    return [body]

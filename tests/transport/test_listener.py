@@ -941,6 +941,18 @@ def test_unix_peer_is_none(opened: Any, connect: Any, loop: FakeLoop, accepted: 
     assert accepted.sockets[0].getblocking() is False
 
 
+def test_one_turn_takes_one_of_a_shared_socket(
+    opened: Any, connect: Any, loop: FakeLoop, accepted: Accepted
+) -> None:
+    (listener,) = opened()
+    listener.start(loop, accepted, shared=True)
+    for _ in range(3):
+        connect(listener)
+    for count in (1, 2, 3):
+        loop.turn()
+        assert len(accepted.sockets) == count
+
+
 def test_one_turn_takes_a_bounded_number(opened: Any, connect: Any, loop: FakeLoop, accepted: Accepted) -> None:
     (listener,) = opened()
     listener.start(loop, accepted)
