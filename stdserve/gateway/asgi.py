@@ -18,7 +18,7 @@ import stat
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from ..errors import AppError, ClientDisconnected
 from ..exchange import HIGH_WATER_BYTES, Exchange, file_piece
@@ -30,6 +30,9 @@ Message = dict[str, Any]
 App = Callable[..., Awaitable[None]]
 
 _SPEC_VERSION = "2.5"
+
+# What a path may have unencoded besides letters and digits, and the sign of what is encoded (RFC 3986 3.3)
+_PATH_CHARACTERS = "/%-._~!$&'()*+,;=:@"
 
 # A response's head waits for the first piece of the body, so that both leave in one write and a short body gets its
 # Content-Length. A stream may take its time for that first piece, and its client wants the head before: so the head
@@ -141,8 +144,9 @@ class _Cycle:
             path = unquote(path)
         root_path = exchange.root_path
         if root_path:  # the path includes it (ASGI HTTP spec, root_path)
+            raw_path = quote(root_path, safe=_PATH_CHARACTERS).encode() + raw_path
+            root_path = unquote(root_path)
             path = root_path + path
-            raw_path = root_path.encode() + raw_path
         return {
             "type": "http",
             "asgi": {"version": self.gateway.asgi_version, "spec_version": _SPEC_VERSION},

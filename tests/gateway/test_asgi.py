@@ -171,6 +171,15 @@ def test_a_path_includes_the_root_path() -> None:
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/mounted", "/mounted/a b", b"/mounted/a%20b")
 
 
+@pytest.mark.parametrize(
+    ("root_path", "decoded", "raw"),
+    [("/a%20b", "/a b", b"/a%20b"), ("/é", "/é", b"/%C3%A9"), ("/a b", "/a b", b"/a%20b")],
+)
+def test_the_root_path_is_decoded_where_the_path_is(root_path: str, decoded: str, raw: bytes) -> None:
+    scope = scope_of(b"GET /x HTTP/1.1\r\nHost: test\r\n\r\n", root_path=root_path)
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == (decoded, decoded + "/x", raw + b"/x")
+
+
 def test_a_trusted_proxy_names_client_and_scheme() -> None:
     fields = b"X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n"
     scope = scope_of(b"GET / HTTP/1.1\r\nHost: test\r\n" + fields + b"\r\n")
