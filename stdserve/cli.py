@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .config import OPTIONS, SWITCH, Config, Option, did_you_mean, environment_values
+from .config import OPTIONS, Config, Option, did_you_mean, environment_values
 from .errors import ConfigError, StdserveError
+from .values import SWITCH
 
 if TYPE_CHECKING:
     from .process.inherit import Start

@@ -14,21 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stdserve.config import (
-    GIB,
-    KIB,
-    MIB,
     MOST_FIELDS,
     NAMES,
     OPTIONS,
-    SWITCH,
     Config,
-    available_cpus,
     did_you_mean,
     environment_values,
     options_markdown,
     own_names,
 )
 from stdserve.errors import ConfigError
+from stdserve.values import GIB, KIB, MIB, SWITCH, available_cpus
 
 
 def refusal(**values: Any) -> str:

@@ -43,7 +43,7 @@ ROOMS = {
 }
 
 # modules at the top that belong to another room
-ALIASES = {"__init__": "package", "__main__": "package", "access": "logs"}
+ALIASES = {"__init__": "package", "__main__": "package", "access": "logs", "values": "config"}
 
 # What the protocol room may use: nothing that touches a socket, a clock, a thread, a log or a file.
 PROTOCOL_MODULES = {
