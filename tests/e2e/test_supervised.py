@@ -418,3 +418,13 @@ def test_startup_that_fails_waits_for_a_change(folder: Path) -> None:
         assert process.get().status == 200
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_broken_file_that_is_put_back_by_a_link(folder: Path) -> None:
+    (folder / "good.txt").write_text(APP)
+    with serving(folder, "app:answer", "--reload", "--reload-delay", "0.05") as process:
+        wait_ready(process, 1)
+        (folder / "app.py").unlink()
+        wait_for(lambda: process.get().status == 500)
+        (folder / "app.py").symlink_to("good.txt")
+        wait_for(lambda: process.get().status == 200)
