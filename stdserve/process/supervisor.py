@@ -213,7 +213,7 @@ class Supervisor:
             due.append(self._start_at)
         if self._ping_seconds:
             due.append(self._pinged_at + self._ping_seconds)
-        if self._files is not None:
+        if self._files is not None and not self._stopping:
             due += self._files.due, self._restart_at
         if self._succession.predecessor:
             due.append(now + _SUCCESSION_SECONDS)

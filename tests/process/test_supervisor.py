@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -640,6 +641,26 @@ def test_booting_worker_has_a_limit_of_its_own(rigs: Any) -> None:
     ready.now += 5
     ready.turn()
     assert ready.take_sent() == []
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("engine", ["auto", "poll"])
+def test_restart_that_is_due_does_not_keep_a_stop_awake(
+    rigs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    rig = rigs(reload=True, reload_dirs=(str(tmp_path),), reload_delay=1.0, reload_engine=engine, timeout=0.0)
+    rig.ready(101, 102)
+    monkeypatch.setattr(rig.supervisor._files, "changes", lambda: [str(tmp_path / "a.py")])
+    rig.turn()
+    monkeypatch.setattr(rig.supervisor._files, "changes", list)
+    rig.turn("stop")
+    rig.now += 5.0
+    waits: list[float | None] = []
+    monkeypatch.setattr(rig.supervisor._selector, "select", lambda seconds: waits.append(seconds) or [])
+    rig.supervisor._wait()
+    assert waits[0] is not None and waits[0] > 1.0  # until the workers would be killed
 
 
 def test_no_handle_is_left(rig: Rig) -> None:
