@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import StdserveError
+from ..errors import ConfigError, StdserveError
 from ..mailbox import Mailbox
 from ..transport.listener import Listener, open_listeners
 from .channel import Channel
@@ -573,6 +573,9 @@ class Supervisor:
 
     def _watch_files(self) -> None:
         config = self.config
+        for each in config.reload_dirs:
+            if not os.path.isdir(each):
+                raise ConfigError(f"--reload-dir {each!r} is no directory")
         self._files = FileWatch(
             config.reload_dirs or (config.app_dir or ".",),
             config.reload_includes,

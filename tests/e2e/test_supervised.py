@@ -428,3 +428,9 @@ def test_broken_file_that_is_put_back_by_a_link(folder: Path) -> None:
         wait_for(lambda: process.get().status == 500)
         (folder / "app.py").symlink_to("good.txt")
         wait_for(lambda: process.get().status == 200)
+
+
+def test_directory_to_watch_that_does_not_exist(folder: Path) -> None:
+    with serving(folder, "app:answer", "--reload", "--reload-dir", "typo") as process:
+        assert process.wait() == 1
+        assert process.err[-1].endswith("--reload-dir 'typo' is no directory") and "Traceback" not in process.text

@@ -663,6 +663,12 @@ def test_restart_that_is_due_does_not_keep_a_stop_awake(
     assert waits[0] is not None and waits[0] > 1.0  # until the workers would be killed
 
 
+def test_directory_to_watch_that_is_not_there(tmp_path: Path) -> None:
+    config = Config(app="a:b", port=0, reload=True, reload_dirs=(str(tmp_path), str(tmp_path / "typo")))
+    with pytest.raises(ConfigError, match=r"--reload-dir '.*/typo' is no directory"):
+        Supervisor(config).run()
+
+
 def test_no_handle_is_left(rig: Rig) -> None:
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(20):
