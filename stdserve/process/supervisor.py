@@ -412,7 +412,7 @@ class Supervisor:
                 logger.error("The configuration cannot be used, the old one stays: %s", error)
                 notify("READY=1")
                 return
-        if config.preload:
+        if config.preload and not config.reload:
             logger.warning("--preload: the application was imported when the supervisor started, and stays as it was")
         if self._before is None:
             self._before = _Before(self.config, self.generation, self.target, self.listeners)
@@ -686,10 +686,13 @@ class Supervisor:
 
 
 def _for_development(config: Config) -> Config:
-    """With --reload nobody wants to wait for the end of old requests."""
+    """With --reload nobody wants to wait for the end of old requests, or to be served by code from before a change."""
     if not config.reload:
         return config
-    return dataclasses.replace(config, timeout_graceful_shutdown=min(config.timeout_graceful_shutdown, _RELOAD_SECONDS))
+    if config.preload:
+        logger.warning("--preload has no effect with --reload: each worker imports the application as it is then")
+    shortest = min(config.timeout_graceful_shutdown, _RELOAD_SECONDS)
+    return dataclasses.replace(config, timeout_graceful_shutdown=shortest, preload=False)
 
 
 def _close_other(listeners: list[Listener], kept: list[Listener]) -> None:

@@ -420,6 +420,20 @@ def test_startup_that_fails_waits_for_a_change(folder: Path) -> None:
         assert process.wait() == 0
 
 
+def test_preload_with_reload_serves_new_code(folder: Path) -> None:
+    with serving(folder, "app:answer", "--reload", "--preload", "--reload-delay", "0.05") as process:
+        process.wait_line("--preload has no effect with --reload")
+        wait_ready(process, 1)
+        (folder / "app.py").write_text(APP.replace("VERSION = 1", "VERSION = 23"))
+        wait_for(lambda: process.get().body.endswith(b" 23"))
+
+
+def test_directory_to_watch_that_does_not_exist(folder: Path) -> None:
+    with serving(folder, "app:answer", "--reload", "--reload-dir", "typo") as process:
+        assert process.wait() == 1
+        assert process.err[-1].endswith("--reload-dir 'typo' is no directory") and "Traceback" not in process.text
+
+
 def test_broken_file_that_is_put_back_by_a_link(folder: Path) -> None:
     (folder / "good.txt").write_text(APP)
     with serving(folder, "app:answer", "--reload", "--reload-delay", "0.05") as process:
@@ -428,9 +442,3 @@ def test_broken_file_that_is_put_back_by_a_link(folder: Path) -> None:
         wait_for(lambda: process.get().status == 500)
         (folder / "app.py").symlink_to("good.txt")
         wait_for(lambda: process.get().status == 200)
-
-
-def test_directory_to_watch_that_does_not_exist(folder: Path) -> None:
-    with serving(folder, "app:answer", "--reload", "--reload-dir", "typo") as process:
-        assert process.wait() == 1
-        assert process.err[-1].endswith("--reload-dir 'typo' is no directory") and "Traceback" not in process.text

@@ -669,6 +669,18 @@ def test_directory_to_watch_that_is_not_there(tmp_path: Path) -> None:
         Supervisor(config).run()
 
 
+def test_preload_does_not_keep_old_code(rigs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rig = rigs(reload=True, preload=True)
+    assert rig.supervisor._application is None
+    assert "--preload has no effect with --reload" in caplog.text
+    rig.ready(101, 102)
+    caplog.clear()
+    rig.reread = Config(app="a:b", port=0, workers=2, reload=True, preload=True)
+    rig.turn("reload")
+    assert not rig.supervisor.config.preload
+    assert "has no effect with --reload" in caplog.text and "stays as it was" not in caplog.text
+
+
 def test_no_handle_is_left(rig: Rig) -> None:
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(20):
