@@ -1,7 +1,7 @@
-"""The command line: arguments and environment -> Config -> a running server -> an exit code.
+"""The command line: arguments, environment and file -> Config -> a running server -> an exit code.
 
     main
-        read_command_line           argparse, made from config.OPTIONS; the environment below it
+        read_command_line           argparse, made from config.OPTIONS; sources.py puts environment and file below it
         serve
             logs.configure_logging
             server.Server.run       blocks until the server is stopped
@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .config import OPTIONS, Config, Option, did_you_mean, environment_values
+from .config import OPTIONS, Config, Option, did_you_mean
 from .errors import ConfigError, StdserveError
+from .sources import gather, show
 from .values import SWITCH
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
 EPILOG = """\
 Durations: 30, 30s, 5m, 1h30m, 500ms. Sizes: 65536, 64KiB, 1MiB. Lists: a,b.
-Every option can also be set in the environment, as STDSERVE_PORT for --port; the command line wins.
+Every option can also be set in a file, as port = 8000, and in the environment, as STDSERVE_PORT; the environment wins
+over the file, the command line over both.
 """
 
 logger = logging.getLogger("stdserve.error")
@@ -50,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (without the program's name; None: that of the process) and return the exit code."""
     try:
         given = sys.argv[1:] if argv is None else argv
+        directory = os.getcwd()  # --chdir changes it
         config = _read(given)
         if isinstance(config, int):
             return config
-        return serve(config, reread=lambda: read_command_line(given, os.environ), owns_process=argv is None)
+        return serve(config, reread=lambda: read_command_line(given, os.environ, directory), owns_process=argv is None)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -227,18 +230,40 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def read_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """The Config; ConfigError for what the environment holds, SystemExit after --help, --version and a usage error."""
+def read_command_line(argv: Sequence[str], environ: Mapping[str, str], directory: str = "") -> Config:
+    """The Config; ConfigError for what file and environment hold, SystemExit after a usage error and after all flags
+    that ask for something else than to serve. `directory` is where the file is looked for."""
     parser = make_parser()
     given = _parse(parser, argv)
+    wanted = given.pop("wanted", "")
     try:
         values = {name: OPTIONS[name].check(value) for name, value in given.items()}
     except ConfigError as error:
         parser.error(str(error))
-    values = environment_values(environ) | values
-    if not values.get("app"):
+    found = gather(values, environ, directory)
+    if wanted == "print":
+        print(show(found))
+        parser.exit()
+    if not found["app"].value:
         parser.error(f"no application given; name its module and attribute, as in: {PROGRAM} main:app")
-    return Config(**values)
+    config = Config(**{name: value for name, (value, _) in found.items()})
+    if wanted == "check":
+        parser.exit(_check(config))
+    return config
+
+
+def _check(config: Config) -> int:
+    """--check-config: 0 if the application can be loaded."""
+    from .gateway.loader import load
+
+    try:
+        _settle(config)
+        application = load(config)
+    except StdserveError as error:
+        print(f"{getattr(error, 'details', '')}\n{PROGRAM}: error: {error}".strip(), file=sys.stderr)
+        return 1
+    print(f"{config.app}: {application.interface}, the configuration can be used")
+    return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -250,6 +275,8 @@ def make_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action=_Version)
+    parser.add_argument("--print-config", dest="wanted", action="store_const", const="print")
+    parser.add_argument("--check-config", dest="wanted", action="store_const", const="check")
     for option in OPTIONS.values():
         if not option.flags:
             parser.add_argument(option.name, nargs="?")
@@ -271,6 +298,8 @@ def help_text(columns: int = 100) -> str:
         lines += _help_entry(_spelling(option), f"{option.help} (default: {option.show_default()})", columns)
     lines += ["", "Other:", *_help_entry("-h, --help", "show this and exit", columns)]
     lines += _help_entry("--version", "show the versions of server and Python and exit", columns)
+    lines += _help_entry("--print-config", "show each option's value and where it comes from, and exit", columns)
+    lines += _help_entry("--check-config", "load the application and exit: 0 if it can be served, else 1", columns)
     return "\n".join(lines) + "\n\n" + EPILOG
 
 
@@ -314,7 +343,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, An
 
 
 def _all_flags() -> Iterator[str]:
-    yield from ("--help", "--version")
+    yield from ("--help", "--version", "--print-config", "--check-config")
     for option in OPTIONS.values():
         yield from option.spellings
 

@@ -9,8 +9,8 @@ uvicorn and gunicorn. From the table come
     options_markdown()              the table for the README
     cli.py                          the command line and --help
 
-Texts are accepted wherever values are: "30s" for a duration, "64k" for a size, "a,b" for a list. Precedence, for those
-who put the sources together: default < environment < command line or keyword argument.
+Texts are accepted wherever values are: "30s" for a duration, "64k" for a size, "a,b" for a list. sources.py puts file,
+environment and command line together.
 
 It has no side effects: it imports no application, sets up no logging, opens and resolves nothing. Whether an address
 can be listened on is the listener's question, whether an application exists the loader's.
@@ -141,6 +141,10 @@ class Config:
     app: Any = option(
         "", "the application: module:attribute, or the object itself", APPLICATION, group="Application",
         metavar="module:attribute", uvicorn=("app",), gunicorn=("wsgi_app",),
+    )  # fmt: skip
+    config: str = option(
+        "", "file with options (TOML or JSON)", PATH, shown="stdserve.toml, pyproject.toml or stdserve.json here",
+        flags=("-c",), gunicorn=("config",),
     )  # fmt: skip
     factory: bool = option(
         False, "the attribute is a function that returns the application", SWITCH, uvicorn=("factory",),
@@ -438,10 +442,16 @@ def environment_values(environ: Mapping[str, str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for row in OPTIONS.values():
-        variable = next((name for name in row.variables if name in environ), "")
-        if variable and (environ[variable] or isinstance(row.default, tuple)):
+        variable = variable_of(row, environ)
+        if variable:
             found[row.name] = row.check(environ[variable], variable)
     return found
+
+
+def variable_of(row: Option, environ: Mapping[str, str]) -> str:
+    """The name of the variable that sets the option; empty if none does."""
+    variable = next((name for name in row.variables if name in environ), "")
+    return variable if variable and (environ[variable] or isinstance(row.default, tuple)) else ""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

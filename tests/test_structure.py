@@ -30,6 +30,7 @@ ROOMS = {
     "errors": set[str](),
     "protocol": {"errors"},
     "config": {"errors"},
+    "sources": {"errors", "config"},
     "logs": {"errors", "config"},
     "mailbox": set(),
     "exchange": {*_LEAVES, "protocol"},
@@ -37,7 +38,7 @@ ROOMS = {
     "gateway": {*_LEAVES, "protocol", "exchange"},
     "server": {*_LEAVES, "protocol", "exchange", "transport", "gateway"},
     "process": {*_LEAVES, "transport", "gateway", "server"},
-    "cli": {*_LEAVES, "process", "server", "package"},
+    "cli": {*_LEAVES, "sources", "gateway", "process", "server", "package"},
     "demo": set(),  # an application like any other: it knows nothing of the server, and no room knows it
     "package": {"config", "server", "cli"},
 }

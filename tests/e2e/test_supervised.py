@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import serving
+from tests.e2e.harness import Process, serving
 from tests.e2e.workers import APP, Load, lives, ready_pids, supervised, wait_ready
 from tests.support import BOUND_SECONDS, Client, wait_for
 
@@ -202,6 +202,34 @@ def test_killed_worker_is_replaced_and_loses_only_its_own(folder: Path) -> None:
 
 
 # ---- reload
+
+
+def test_reload_reads_the_file_again(folder: Path) -> None:
+    path = folder / "stdserve.toml"
+    path.write_text('app = "app:answer"\nworkers = 1\nbind = ["127.0.0.1:0", "unix:a.sock"]\naccess_log = false\n')
+    process = Process("--chdir", ".", cwd=folder)
+    try:
+        wait_ready(process, 1)
+        text = path.read_text()
+        path.write_text(text.replace("workers = 1", "workers = 2").replace("a.sock", "b.sock"))
+        process.signal(signal.SIGHUP)
+        wait_ready(process, 3)
+        wait_for(lambda: (folder / "b.sock").exists() and not (folder / "a.sock").exists())
+        assert process.get().status == 200
+        with Client(socket.socket(socket.AF_UNIX)) as client:
+            client.sock.connect(str(folder / "b.sock"))
+            assert client.get().status == 200
+        path.write_text("port = 'x'\n")
+        process.signal(signal.SIGHUP)
+        process.wait_line("The configuration cannot be used, the old one stays: stdserve.toml: port: 'x' is not")
+        path.write_text(text.replace("unix:a.sock", "unix:/no/folder/a.sock"))
+        process.signal(signal.SIGHUP)
+        process.wait_line("The configuration cannot be used, the old one stays: unix socket /no/folder/a.sock: ")
+        assert process.get().status == 200
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.close()
 
 
 def test_new_code_serves_after_a_reload(folder: Path) -> None:
