@@ -25,6 +25,7 @@ from typing import Any
 from .errors import ConfigError
 from .values import (
     APPLICATION,
+    CERT_REQS,
     DAYS,
     DURATION,
     GIB,
@@ -38,11 +39,16 @@ from .values import (
     MODE,
     NUMBER,
     PATH,
+    PATHS,
     ROOT_PATH,
     SECONDS,
+    SECRET,
     SIZE,
     SWITCH,
     TEXT,
+    TLS_VERSION,
+    TLS_VERSIONS,
+    VERIFY,
     WORKERS,
     Kind,
     shown,
@@ -192,6 +198,39 @@ class Config:
     )  # fmt: skip
     reuse_port: bool = option(
         False, "set SO_REUSEPORT, so that several servers share the port", SWITCH, gunicorn=("reuse_port",),
+    )  # fmt: skip
+
+    ssl_certfile: tuple[str, ...] = option(
+        (), "certificate with its chain (PEM); several for several names (SNI), or a directory of pairs", PATHS,
+        group="TLS", flags=("--certfile",), repeatable=True, uvicorn=("ssl_certfile",), gunicorn=("certfile",),
+    )  # fmt: skip
+    ssl_keyfile: tuple[str, ...] = option(
+        (), "private key of each certificate, in the same order", PATHS, shown="in the certificate's file",
+        flags=("--keyfile",), repeatable=True, uvicorn=("ssl_keyfile",), gunicorn=("keyfile",),
+    )  # fmt: skip
+    ssl_keyfile_password: str = option(
+        "", "password of the private keys", SECRET, uvicorn=("ssl_keyfile_password",),
+    )  # fmt: skip
+    ssl_ca_certs: str = option(
+        "", "certificates of those who sign client certificates (PEM)", PATH, flags=("--ca-certs",),
+        uvicorn=("ssl_ca_certs",), gunicorn=("ca_certs",),
+    )  # fmt: skip
+    ssl_cert_reqs: str = option(
+        "none", "whether clients are asked for a certificate", VERIFY, choices=CERT_REQS, flags=("--cert-reqs",),
+        uvicorn=("ssl_cert_reqs",), gunicorn=("cert_reqs",),
+    )  # fmt: skip
+    ssl_ciphers: str = option(
+        "", "cipher suites of TLS 1.2, as OpenSSL writes them", TEXT, shown="those of Python", flags=("--ciphers",),
+        uvicorn=("ssl_ciphers",), gunicorn=("ciphers",),
+    )  # fmt: skip
+    ssl_version: str = option(
+        "1.2", "least version of TLS", TLS_VERSION, choices=TLS_VERSIONS, uvicorn=("ssl_version",),
+        gunicorn=("ssl_version",),
+    )  # fmt: skip
+    timeout_handshake: float = option(10 * SECONDS, "for the TLS handshake; 0: no limit", DURATION)
+    https_redirect: int | None = option(
+        None, "port on which plain HTTP is answered with a redirect (308) to https", NUMBER, least=1, most=65535,
+        metavar="PORT", shown="off",
     )  # fmt: skip
 
     limit_request_line: int = option(

@@ -70,6 +70,7 @@ class Channel(Protocol):
     scheme: str
     root_path: str
     queued_bytes: int
+    tls: Any  # None, or with `extension` and `environ` for ASGI and WSGI
 
     def send_response(self, exchange: Exchange, head: ResponseHead, body: Any, end: bool) -> None: ...
     def send_data(self, exchange: Exchange, data: Any, end: bool) -> None: ...

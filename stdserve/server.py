@@ -36,9 +36,9 @@ from .mailbox import Handler, Mailbox
 from .protocol.forwarded import ProxyTrust
 from .protocol.h1 import H1Limits, ResponseDefaults
 from .transport.blocked import BlockWatch
-from .transport.connection import Connection
 from .transport.connections import FOREVER, Connections, Slots, Times
-from .transport.listener import Listener, open_listeners
+from .transport.https import connector, load_certificates, mark_schemes, open_all, redirecting
+from .transport.listener import Listener
 from .transport.loop import Loop
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .exchange import Exchange
     from .gateway.asgi import ASGIGateway
     from .gateway.lifespan import Lifespan
+    from .transport.certificates import Certificates
 
 logger = logging.getLogger("stdserve.error")
 
@@ -81,6 +82,7 @@ class Server:
         on_stopping: Callable[[], object] = lambda: None,
         on_wish: Callable[[str], object] = lambda reason: None,
         slots: Slots | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """`listeners` and `application`, or how to `load` it: what a supervisor has prepared. The three calls are made
         by the watch: when the server accepts connections, when it no longer does, when it should be replaced. `slots`
@@ -92,6 +94,8 @@ class Server:
         self._on_stopping = on_stopping
         self._on_wish = on_wish
         self._slots = slots
+        self._certificates = certificates
+        self._connect: Callable[..., object] = connector(None)
         self.started = threading.Event()
         self.cut = False
         self.stuck = False
@@ -152,11 +156,13 @@ class Server:
     def _prepare(self) -> None:
         """All that can fail before there is a thread. A signal that comes while the rooms are built finds the loop."""
         config = self.config
+        self._certificates = self._certificates or load_certificates(config)
         self._application = self._application or self._load(config)
         self._trust = _trust(config)
         self._access = make_access_log(config)
         if not self._shared:
-            self.listeners = open_listeners(config)
+            self.listeners = open_all(config)
+        mark_schemes(self.listeners, config)
         self._verbs.open()
         self._loop = Loop()
         if self._application.interface != "wsgi":
@@ -366,7 +372,7 @@ class Server:
         config = self.config
         self._connections = connections = Connections(
             loop,
-            handle,
+            redirecting(handle, self._certificates, config, self.listeners),
             limits=_h1_limits(config),
             times=_times(config),
             defaults=_defaults(config),
@@ -383,6 +389,9 @@ class Server:
         if self._access is not None:
             loop.before_poll(self._access.flush)
         connections.on_room = self._on_room
+        self._connect = connector(self._certificates)
+        if self._certificates is not None:
+            connections.on_tick = self._certificates.look
         for listener in self.listeners:
             shared = self._shared and not config.reuse_port
             listener.start(loop, self._on_accept, self._on_exhausted, shared=shared)
@@ -393,7 +402,7 @@ class Server:
         assert connections is not None
         if connections.full:
             connections.close_longest_idle()
-        Connection(connections, sock, peer, listener)
+        self._connect(connections, sock, peer, listener)
         if connections.full and connections.longest_idle() is None:
             text = "%d connections, the limit (--limit-connections): accepting again when one closes or is idle"
             connections.log_refused(text, len(connections), kind="connection limits")
@@ -665,6 +674,7 @@ def _h1_limits(config: Config) -> H1Limits:
 def _times(config: Config) -> Times:
     """A time limit of 0 is off, but that of keep-alive: there it means no keep-alive, as in gunicorn."""
     return Times(
+        handshake=config.timeout_handshake or FOREVER,
         head=config.timeout_request_head or FOREVER,
         keep_alive=config.timeout_keep_alive,
         body=config.timeout_request_body or FOREVER,

@@ -164,6 +164,35 @@ def _parts(value: object) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts)
 
 
+def _paths(value: object) -> tuple[str, ...]:
+    """As `_parts`, and what Path objects stand for."""
+    if isinstance(value, os.PathLike):
+        return (_path(value),)
+    if isinstance(value, (list, tuple)):
+        value = [_path(part) if isinstance(part, os.PathLike) else part for part in value]
+    return tuple(_path(part) for part in _parts(value))
+
+
+# Also the numbers of ssl.VerifyMode, which is what the other servers take
+CERT_REQS = ("none", "optional", "required")
+
+
+def _cert_reqs(value: object) -> str:
+    text = str(int(value)) if isinstance(value, int) and not isinstance(value, bool) else _text(value).strip().lower()
+    return CERT_REQS[int(text)] if text in ("0", "1", "2") else text
+
+
+# Also the numbers of ssl.PROTOCOL_TLS, PROTOCOL_TLS_SERVER and PROTOCOL_TLSv1_2, which uvicorn takes
+TLS_VERSIONS = ("1.2", "1.3")
+_TLS_NUMBERS = dict.fromkeys(("2", "17", "5"), "1.2")
+
+
+def _tls_version(value: object) -> str:
+    text = str(int(value)) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    text = text.strip().lower().removeprefix("tls").removeprefix("v")
+    return _TLS_NUMBERS.get(text, text)
+
+
 LEVELS = {50: "critical", 40: "error", 30: "warning", 20: "info", 10: "debug", 5: "trace"}
 
 
@@ -247,6 +276,10 @@ DURATION = Kind(_duration, lambda value: f"{value:g}s", "DURATION")
 WORKERS = Kind(_workers, str, "N|auto")
 MODE = Kind(_mode, lambda value: f"{value:03o}", "OCTAL")
 LIST = Kind(_parts, ",".join, "LIST")
+PATHS = Kind(_paths, ",".join, "PATH")
+VERIFY = Kind(_cert_reqs)
+TLS_VERSION = Kind(_tls_version)
+SECRET = Kind(_text, lambda value: "set" if value else "none", "TEXT")
 HEADERS = Kind(_headers, _show_headers, "'NAME: VALUE'")
 LEVEL = Kind(_level)
 LOOP = Kind(_loop, str, "|".join((*_LOOPS, "MODULE:FACTORY")))

@@ -26,6 +26,7 @@ class FakeChannel:
         self.scheme = "http"
         self.root_path = ""
         self.queued_bytes = 0
+        self.tls = None
         self.told: list[Any] = []
         self.trailers_allowed = True
         self.lost_while_sending: Exchange | None = None

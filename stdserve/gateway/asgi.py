@@ -5,7 +5,7 @@ returns at once if there is something to return and else waits on a Future.
 
     scope  ( receive -> http.request* | http.disconnect )*   ( send <- http.response.start  http.response.body+ )
 
-Extensions: http.response.pathsend, http.response.zerocopysend, http.response.trailers, http.response.early_hint.
+Extensions: http.response.pathsend, http.response.zerocopysend, http.response.trailers, http.response.early_hint, tls.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class _Cycle:
             raw_path = quote(root_path, safe=_PATH_CHARACTERS).encode() + raw_path
             root_path = unquote(root_path)
             path = root_path + path
-        return {
+        scope: Message = {
             "type": "http",
             "asgi": {"version": self.gateway.asgi_version, "spec_version": _SPEC_VERSION},
             "http_version": request.version.decode(),
@@ -167,6 +167,9 @@ class _Cycle:
                 else _extensions(exchange)
             ),
         }
+        if exchange.channel.tls is not None:
+            scope["extensions"]["tls"] = exchange.channel.tls.extension.copy()
+        return scope
 
     # ---- receive
 

@@ -460,6 +460,8 @@ class WSGICall:
         environ["wsgi.url_scheme"] = exchange.scheme
         if exchange.scheme == "https":
             environ["HTTPS"] = "on"
+        if exchange.channel.tls is not None:
+            environ.update(exchange.channel.tls.environ)
         environ["wsgi.input"] = io.BytesIO(request.body or b"") if self._body is None else self._body
         environ["wsgi.errors"] = self._errors
         environ["wsgi.early_hints"] = self._early_hints

@@ -34,7 +34,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, StdserveError
 from ..mailbox import Mailbox
-from ..transport.listener import Listener, open_listeners
+from ..transport.https import load_certificates, mark_schemes, open_all
+from ..transport.listener import Listener
 from .channel import Channel
 from .child import BOOTING, DRAINING, READY, Worker
 from .deaths import LastWords, OutOfMemoryCount, describe_death
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..gateway.loader import Application
     from ..server import Server
+    from ..transport.certificates import Certificates
 
 logger = logging.getLogger("stdserve.error")
 
@@ -75,6 +77,7 @@ class _Before(NamedTuple):
     generation: int
     target: int
     listeners: list[Listener]
+    certificates: Certificates | None
 
 
 class Supervisor:
@@ -105,6 +108,7 @@ class Supervisor:
         self._mailbox = Mailbox()
         self._selector: selectors.BaseSelector | None = None
         self._application: Application | None = None
+        self._certificates: Certificates | None = None  # loaded here: workers may not be allowed to read the keys
         self._pidfile: Pidfile | None = None
         self._out_of_memory = OutOfMemoryCount()
         self._watchdog = watchdog_seconds()
@@ -151,7 +155,8 @@ class Supervisor:
         config = self.config
         inherited = self._succession.inherit(os.environ)
         self._pidfile = Pidfile.make(config.pid and config.pid + ".2" * bool(inherited))
-        self.listeners = open_listeners(config, inherited=inherited)
+        self._certificates = load_certificates(config)
+        self.listeners = open_all(config, inherited=inherited)
         own_sockets(config, self.listeners)
         own_logs(config)
         self._selector = selectors.DefaultSelector()
@@ -295,7 +300,7 @@ class Supervisor:
         listeners = [listener.twin(config) if listener.reserved else listener for listener in self.listeners]
         drop_privileges(config)
         last_words.capture()
-        self._child = make_server(config, listeners, channel, slots, self._application)
+        self._child = make_server(config, listeners, channel, slots, self._application, self._certificates)
 
     # ---- words of workers
 
@@ -404,21 +409,23 @@ class Supervisor:
             logger.info("Reloading")
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         config, listeners = self.config, self.listeners
-        if self._reread is not None:
-            try:
+        try:
+            if self._reread is not None:
                 config = self._reread()
+            certificates = load_certificates(config, self._certificates)
+            if self._reread is not None:
                 listeners = self._reopen(config)
-            except StdserveError as error:
-                logger.error("The configuration cannot be used, the old one stays: %s", error)
-                notify("READY=1")
-                return
+        except StdserveError as error:
+            logger.error("The configuration cannot be used, the old one stays: %s", error)
+            notify("READY=1")
+            return
         if config.preload and not config.reload:
             logger.warning("--preload: the application was imported when the supervisor started, and stays as it was")
         if self._before is None:
-            self._before = _Before(self.config, self.generation, self.target, self.listeners)
+            self._before = _Before(self.config, self.generation, self.target, self.listeners, self._certificates)
         else:
             _close_other(self.listeners, [*listeners, *self._before.listeners])
-        self.config, self.listeners = _for_development(config), listeners
+        self.config, self.listeners, self._certificates = _for_development(config), listeners, certificates
         self.target = config.workers or self.target or 1
         self._generations += 1
         self.generation = self._generations
@@ -432,8 +439,9 @@ class Supervisor:
     def _reopen(self, config: Config) -> list[Listener]:
         """The listeners for a new configuration: what is open already stays as it is."""
         if _addresses(config) == _addresses(self.config):
+            mark_schemes(self.listeners, config)
             return self.listeners
-        listeners = open_listeners(config, kept=self.listeners)
+        listeners = open_all(config, kept=self.listeners)
         new = [listener for listener in listeners if listener not in self.listeners]
         own_sockets(config, new)
         for listener in new:
@@ -445,7 +453,7 @@ class Supervisor:
         assert self._before is not None
         logger.error("The new workers cannot start: the old ones go on serving")
         _close_other(self.listeners, self._before.listeners)
-        self.config, self.generation, self.target, self.listeners = self._before
+        self.config, self.generation, self.target, self.listeners, self._certificates = self._before
         self._before = None
         for worker in self.workers.values():
             if worker.asked:
@@ -702,4 +710,4 @@ def _close_other(listeners: list[Listener], kept: list[Listener]) -> None:
 
 
 def _addresses(config: Config) -> tuple[object, ...]:
-    return config.bind, config.host, config.port, config.uds, config.fd
+    return config.bind, config.host, config.port, config.uds, config.fd, config.https_redirect

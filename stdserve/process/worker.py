@@ -23,6 +23,7 @@ from .slots import RequestSlots
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..transport.certificates import Certificates
     from ..transport.listener import Listener
 
 logger = logging.getLogger("stdserve.error")
@@ -39,6 +40,7 @@ def make_server(
     channel: Channel,
     slots: RequestSlots,
     application: Application | None = None,
+    certificates: Certificates | None = None,
 ) -> Server:
     """The worker's Server, with its threads to the parent running."""
     serving = threading.Event()
@@ -58,6 +60,7 @@ def make_server(
         on_stopping=lambda: channel.send("stopping"),
         on_wish=lambda reason: channel.send(f"recycle {reason}"),
         slots=slots,
+        certificates=certificates,
     )
     threading.Thread(target=_listen, args=(server, channel, serving), name="stdserve-parent", daemon=True).start()
     if config.max_requests:

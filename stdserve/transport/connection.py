@@ -87,6 +87,8 @@ class Connection:
         owner.loop.watch(sock, EVENT_READ, self._handler)
         owner.add(self)
 
+    tls: Any = None  # what has been agreed, if it is encrypted
+
     # ---- the loop's calls
 
     def on_ready(self, mask: int) -> None:
@@ -508,11 +510,14 @@ class Connection:
             assert self.sock is not None
             sent = os.sendfile(self.sock.fileno(), first.fd, first.offset, min(first.count, 1 << 30))
             if not sent:
-                text = "%s: a file has become shorter while it was sent, %d bytes are missing; connection cut"
-                logger.error(text, self, first.count)
-                raise OSError("a file has become shorter")
+                raise self._file_is_short(first)
             return sent
         return self._send(first)
+
+    def _file_is_short(self, region: FileRegion) -> OSError:
+        text = "%s: a file has become shorter while it was sent, %d bytes are missing; connection cut"
+        logger.error(text, self, region.count)
+        return OSError("a file has become shorter")
 
     def _on_drained(self) -> None:
         if self.exchange is not None:

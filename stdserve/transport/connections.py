@@ -34,6 +34,7 @@ _REFUSED_PER_MINUTE = 60
 class Times:
     """Time limits in seconds; a limit that is off is FOREVER. `keep_alive` 0: each answer is its connection's last."""
 
+    handshake: float = 10.0
     head: float = 10.0
     keep_alive: float = 75.0
     body: float = 30.0
@@ -95,6 +96,7 @@ class Connections:
         self.active = 0
         self.requests = 0
         self.close_after_answer = not times.keep_alive  # also from `drain` on
+        self.on_tick: Callable[[float], object] | None = None  # called now and then while there are connections
         self.on_room: Callable[[], object] | None = None  # called when there is room, or an idle one to make it
         self.on_empty: Callable[[], object] | None = None  # called when the last connection has closed
         self._date_header = date_header
@@ -180,6 +182,8 @@ class Connections:
         if self._date_header:
             self.defaults.set_date(b"Date: %b\r\n" % email.utils.formatdate(time.time(), usegmt=True).encode())
         now = self.loop.now()
+        if self.on_tick is not None:
+            self.on_tick(now)
         for connection in list(self._all):
             if connection.deadline <= now or connection.write_deadline <= now:
                 connection.on_deadline(now)
