@@ -37,7 +37,7 @@ def connect(
     sock.settimeout(BOUND_SECONDS)
     sock.connect(server.address)
     return Client(
-        context.wrap_socket(sock, server_hostname=name, session=session, suppress_ragged_eofs=False)
+        context.wrap_socket(sock, server_hostname=name or None, session=session, suppress_ragged_eofs=False)
     )  # fmt: skip
 
 
