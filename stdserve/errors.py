@@ -59,8 +59,10 @@ class ProtocolError(StdserveError):
     `code` is the wire code of the answer: an HTTP status, an HTTP/2 error code or a WebSocket close code.
     `rule` is a fixed sentence that names the rule and its section. It holds nothing the peer sent, so it may be shown
     to the peer. `offset` (bytes from the start of the message, -1 unknown) and `excerpt` (raw bytes at the fault, not
-    escaped, at most 64) are for the log only.
+    escaped, at most 64) are for the log only. `fields` are the header fields that the answer must have.
     """
+
+    fields: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, code: int, rule: str, offset: int = -1, excerpt: bytes | bytearray = b"") -> None:
         super().__init__(rule)

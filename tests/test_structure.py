@@ -49,6 +49,7 @@ ALIASES = {"__init__": "package", "__main__": "package", "access": "logs", "valu
 # What the protocol room may use: nothing that touches a socket, a clock, a thread, a log or a file.
 PROTOCOL_MODULES = {
     *("__future__", "base64", "collections", "dataclasses", "enum", "hashlib", "re", "struct", "typing", "zlib"),
+    "codecs",  # UTF-8 of which the end has not come
     "http",  # HTTPStatus: the table of the registered reason phrases
     "ipaddress",  # whether an address belongs to the trusted networks: pure arithmetic
 }

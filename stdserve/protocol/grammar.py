@@ -1,4 +1,6 @@
-"""Every regular expression of HTTP/1.1, each under the ABNF rule it implements (RFC 9110, 9112, 3986).
+"""Every regular expression of HTTP/1.1 and of the WebSocket handshake, each under the ABNF rule it implements.
+
+RFC 9110, 9112, 3986, 6455.
 
 All are bytes patterns: a str pattern would match digits and letters beyond ASCII. All quantifiers are possessive or
 bounded, so no input makes them slower than linear. Nothing is matched in part: callers use `fullmatch`, or `match`
@@ -65,3 +67,13 @@ BARE_LF = re.compile(rb"(?<!\r)\n")
 
 # What an answer's reason phrase may hold                                                RFC 9112 4
 REASON = FIELD_VALUE
+
+# Sec-WebSocket-Key = base64-value-non-empty, of 16 bytes. The four bits of its last letter that are no part of the 16
+# bytes are not looked at: the key is hashed as it stands, nobody decodes it.               RFC 6455 4.3, 4.2.1 (5)
+WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
+
+# extension-param = token [ "=" (token | quoted-string) ]                                   RFC 6455 9.1
+# The text of the quoted-string, unescaped, is a token too; so no comma or semicolon can be in it.
+EXTENSION_PARAM = re.compile(
+    rb"(" + TCHAR + rb"++)(?:[ \t]*+=[ \t]*+(?:(" + TCHAR + rb"++)|\"((?:\\?+" + TCHAR + rb")++)\"))?+"
+)

@@ -1,4 +1,4 @@
-"""Every regular expression of HTTP/1.1: what it takes, what it refuses, and that no input makes it slow."""
+"""Every regular expression of the grammar: what it takes, what it refuses, and that no input makes it slow."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def test_version_digits() -> None:
 # ---- which words
 
 TAKEN = [
+    ("WEBSOCKET_KEY", b"dGhlIHNhbXBsZSBub25jZQ==", ()),
+    ("WEBSOCKET_KEY", b"+/+/+/+/+/+/+/+/+/+/+z==", ()),
+    ("EXTENSION_PARAM", b"a", (b"a", None, None)),
+    ("EXTENSION_PARAM", b"a=b", (b"a", b"b", None)),
+    ("EXTENSION_PARAM", b"a\t= b", (b"a", b"b", None)),
+    ("EXTENSION_PARAM", b'a="bc"', (b"a", None, b"bc")),
+    ("EXTENSION_PARAM", b'a = "\\1\\0"', (b"a", None, b"\\1\\0")),
     ("REQUEST_LINE", b"GET / HTTP/1.1", (b"GET", b"/", b"1", b"1")),
     ("REQUEST_LINE", b"OPTIONS * HTTP/9.0", (b"OPTIONS", b"*", b"9", b"0")),
     ("FIELD_LINE", b"a:", (b"a", b"")),
@@ -94,6 +101,19 @@ TAKEN = [
 ]
 
 REFUSED = [
+    ("WEBSOCKET_KEY", b"dGhlIHNhbXBsZSBub25jZQ="),
+    ("WEBSOCKET_KEY", b"dGhlIHNhbXBsZSBub25jZQAA"),
+    ("WEBSOCKET_KEY", b"dGhlIHNhbXBsZSBub25jZQ==\n"),
+    ("WEBSOCKET_KEY", b"dGhl-HNhbXBs_SBub25jZQ=="),
+    ("EXTENSION_PARAM", b""),
+    ("EXTENSION_PARAM", b"a="),
+    ("EXTENSION_PARAM", b"=b"),
+    ("EXTENSION_PARAM", b"a b"),
+    ("EXTENSION_PARAM", b'a=""'),
+    ("EXTENSION_PARAM", b'a="b'),
+    ("EXTENSION_PARAM", b'a="b c"'),
+    ("EXTENSION_PARAM", b'a="b\\"'),
+    ("EXTENSION_PARAM", b"a=b=c"),
     ("REQUEST_LINE", b"GET / HTTP/1.1 "),
     ("REQUEST_LINE", b"GET / HTTP/1.1\n"),
     ("REQUEST_LINE", b"GET / http/1.1"),
@@ -167,6 +187,8 @@ HOSTILE = {
     "ABSOLUTE_FORM": [b"http://", b"http://a", b"http://a/", b"?", b"/"],
     "CHUNK_LINE": [b"1", b"1;", b"1;a=", b'1;a="', b"\t ", b";a", b";a=b", b' ;a="b"', b'\\"', b'"', b"; ", b"=a"],
     "BARE_LF": [b"\r", b"\r\n", b"a", b"\n\r"],
+    "WEBSOCKET_KEY": [b"a", b"="],
+    "EXTENSION_PARAM": [b"a", b"a=", b"=a", b'a="', b"\\a", b"\\", b" ", b'a ="\\a'],
 }
 STARTS = [b"", b"GET ", b"GET /", b"a:", b"[", b"[v1.", b"a:1", b"http://", b"1;a", b"1 ;a =", b'1;a="', b'1;a="\\']
 
