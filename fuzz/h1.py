@@ -15,12 +15,12 @@ from __future__ import annotations
 import random
 import sys
 import zlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fuzz.harness import Target, main
+from fuzz.harness import Target, main, ways_to_cut
 from stdserve.errors import ProtocolError
 from stdserve.protocol import grammar, h1, message
 from tests import wire
@@ -58,8 +58,7 @@ def run(data: bytes) -> Hashable:
     limits = {name: chance.randint(1, most) for name, most in SMALL.items()} if checksum & 1 else {}
     h1._field_lines.clear()  # the first time unknown lines are met, the other times known ones
     whole = _talk(data, [], limits)
-    few = [chance.randrange(len(data) + 1) for _ in range(chance.randrange(1, 6))]
-    for cuts in (few, range(len(data))):
+    for cuts in ways_to_cut(data, chance):
         other = _talk(data, cuts, limits)
         assert whole.same_events(other), f"cut at {cuts}:\n{whole}\n{other}"
     for head in whole.heads:
@@ -69,7 +68,7 @@ def run(data: bytes) -> Hashable:
     return _outcome(whole)
 
 
-def _talk(data: bytes, cuts: list[int] | range, limits: dict[str, int]) -> wire.Dialogue:
+def _talk(data: bytes, cuts: Sequence[int], limits: dict[str, int]) -> wire.Dialogue:
     peer = wire.Peer(limits)
     try:
         peer.feed(wire.split(data, cuts))

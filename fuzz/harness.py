@@ -48,6 +48,11 @@ class Target:
     write: Callable[[bytes, str], str]
 
 
+def ways_to_cut(data: bytes, chance: random.Random) -> list[Sequence[int]]:
+    """Where to cut an input that has been fed whole: at some places, and behind each byte."""
+    return [[chance.randrange(len(data) + 1) for _ in range(chance.randrange(1, 6))], range(len(data))]
+
+
 # ---- coverage
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import re
 import sys
 from collections.abc import Hashable
 from pathlib import Path
@@ -45,6 +46,27 @@ def test_h1_seed_is_a_wire_case(case: wire.Case) -> None:
     dialogue = wire.talk(case.data)
     assert (dialogue.statuses, dialogue.then) == (case.statuses, case.then)
     assert case.understood(dialogue.requests)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_findings_can_be_kept_as_seeds(name: str) -> None:
+    """What a target writes is read again from its corpus."""
+    target = importlib.import_module(f"fuzz.{name}").TARGET
+    data = b"GET / \r\n\0\xff \\"
+    assert wire.parse(name, target.write(data, "Traceback\n  of several lines\n\n")).data == data
+    assert {case.data for case in wire.load(f"../../fuzz/corpus/{name}")} <= set(target.seeds)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ci_runs_every_target(name: str) -> None:
+    targets = re.search(r"^targets=\((.+)\)$", (FUZZ.parent / ".ci" / "run").read_text(), re.MULTILINE)
+    assert targets is not None and name in targets[1].split()
+
+
+def test_ways_to_cut() -> None:
+    for data in (b"", b"a", b"abc"):
+        some, each = harness.ways_to_cut(data, random.Random(0))
+        assert b"".join(wire.split(data, some)) == data and list(each) == list(range(len(data)))
 
 
 # ---- the harness itself
