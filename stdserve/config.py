@@ -36,6 +36,7 @@ from .values import (
     LIST,
     LOG_CONFIG,
     LOOP,
+    MIB,
     MODE,
     NUMBER,
     PATH,
@@ -49,6 +50,7 @@ from .values import (
     TLS_VERSION,
     TLS_VERSIONS,
     VERIFY,
+    WEBSOCKET,
     WORKERS,
     Kind,
     shown,
@@ -257,6 +259,30 @@ class Config:
     limit_connections: int = option(
         0, "open connections; 0: as many as the descriptor limit allows", NUMBER, flags=("--worker-connections",),
         gunicorn=("worker_connections",),
+    )  # fmt: skip
+
+    ws: str = option(
+        "auto", "WebSockets for ASGI applications; none: the request for one is a request like others", WEBSOCKET,
+        group="WebSocket", choices=("auto", "none"), uvicorn=("ws",),
+    )  # fmt: skip
+    ws_max_size: int = option(
+        16 * MIB, "bytes of a message that is received, inflated; 0: no limit", SIZE, uvicorn=("ws_max_size",),
+        gunicorn=("websocket_max_message_size",),
+    )  # fmt: skip
+    ws_max_queue: int = option(
+        16, "messages, of 64 KiB in all, that may wait for the application before no more are read", NUMBER, least=1,
+        uvicorn=("ws_max_queue",),
+    )  # fmt: skip
+    ws_ping_interval: float = option(
+        20 * SECONDS, "how often a WebSocket's client is asked for a sign of life; 0: never", DURATION,
+        uvicorn=("ws_ping_interval",),
+    )  # fmt: skip
+    ws_ping_timeout: float = option(
+        20 * SECONDS, "for this sign to come, else the WebSocket is closed; 0: no limit", DURATION,
+        uvicorn=("ws_ping_timeout",),
+    )  # fmt: skip
+    ws_per_message_deflate: bool = option(
+        True, "compress messages if the client wants it (RFC 7692)", SWITCH, uvicorn=("ws_per_message_deflate",),
     )  # fmt: skip
 
     timeout_request_head: float = option(

@@ -84,6 +84,37 @@ class Channel(Protocol):
     def forbid_keep_alive(self) -> None: ...
 
 
+class Upgrade(Protocol):
+    """A client's WebSocket handshake, in order. The application accepts it, or answers `exchange` like any request.
+
+    subprotocols   those that the client offers, the best first
+    """
+
+    exchange: Exchange
+    subprotocols: list[bytes]
+
+    def accept(self, subprotocol: bytes | None, headers: Iterable[Any]) -> WebSocketChannel: ...
+
+
+class WebSocketChannel(Protocol):
+    """An open WebSocket as a gateway sees it. Loop thread.
+
+    messages       those that have come and were not taken; `take_message` takes the first
+    closed         (code, reason) as soon as nothing more comes or can be sent; messages that came before stay
+    on_change      called once, and forgotten, when one of these or the write queue changes
+    """
+
+    messages: list[str | bytes]
+    closed: tuple[int, str] | None
+    on_change: Callable[[], object] | None
+    queued_bytes: int
+
+    def take_message(self) -> str | bytes: ...
+    def send_text(self, text: str) -> None: ...
+    def send_binary(self, data: bytes) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+
+
 class Exchange:
     """Attributes for gateways and logs (all the loop thread's to write):
 

@@ -14,6 +14,7 @@ handlers of their own, and the watch in a helper thread.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -36,7 +37,7 @@ from .mailbox import Handler, Mailbox
 from .protocol.forwarded import ProxyTrust
 from .protocol.h1 import H1Limits, ResponseDefaults
 from .transport.blocked import BlockWatch
-from .transport.connections import FOREVER, Connections, Slots, Times
+from .transport.connections import FOREVER, Connections, Slots, Times, Upgrader
 from .transport.https import connector, load_certificates, mark_schemes, open_all, redirecting
 from .transport.listener import Listener
 from .transport.loop import Loop
@@ -55,6 +56,10 @@ logger = logging.getLogger("stdserve.error")
 # After TERM a keep-alive connection that waits for its next request stays open for this long: a request that is on its
 # way at the moment of the stop is answered, with `Connection: close`, instead of met by a reset. Ctrl-C does not wait.
 IDLE_GRACE_SECONDS = 1.0
+
+# Many WebSockets are closed over this time, at most a quarter of that of the stop, so that not all clients come back at
+# once.
+SPREAD_SECONDS = 4.0
 
 # What is given to code that has been told to end: applications whose client is cut, cancelled tasks, the loop itself.
 END_SECONDS = 2.0
@@ -367,7 +372,7 @@ class Server:
         )
         self._accept(loop, gateway.handle)
 
-    def _accept(self, loop: Loop, handle: Callable[[Any], object]) -> None:
+    def _accept(self, loop: Loop, handle: Callable[[Any], object], upgrade: Upgrader | None = None) -> None:
         """Open the doors."""
         config = self.config
         self._connections = connections = Connections(
@@ -380,6 +385,7 @@ class Server:
             limit_concurrency=config.limit_concurrency,
             limit_connections=config.limit_connections or _descriptor_limit(),
             slots=self._slots,
+            upgrade=upgrade,
             on_overdue=self._on_overdue,
             trust=self._trust,
             root_path=config.root_path.rstrip("/"),
@@ -455,7 +461,7 @@ class Server:
             return
         connections.on_room = None
         connections.on_empty = self._on_empty
-        connections.drain(idle_seconds)
+        connections.drain(idle_seconds, min(SPREAD_SECONDS, self.config.timeout_graceful_shutdown / 4))
 
     def _on_empty(self) -> None:
         """The last connection has gone; tasks of the application that outlive their requests are waited for."""
@@ -555,7 +561,7 @@ class _AsgiHost:
             self._gateway = gateway = asgi.ASGIGateway(
                 app, host, state=lifespan.state, context=lifespan.context, asgi_version=version
             )
-            self._server._accept(self._loop, gateway.handle)
+            self._server._accept(self._loop, gateway.handle, _upgrader(config, gateway))
             self._server._verbs.put("started")
             await self._end.wait()
             await lifespan.shutdown()
@@ -657,6 +663,16 @@ def _executor() -> ThreadPoolExecutor:
             super().shutdown(wait=False, cancel_futures=True)
 
     return Executor(thread_name_prefix="asyncio")
+
+
+def _upgrader(config: Config, gateway: ASGIGateway) -> Upgrader | None:
+    """What takes the requests for a WebSocket; None: they are requests like others."""
+    if config.ws == "none":
+        return None
+    from .gateway import websocket
+    from .transport.websocket import Upgrader, WebSocketSettings
+
+    return Upgrader(WebSocketSettings.of(config), functools.partial(websocket.handle, gateway))
 
 
 def _h1_limits(config: Config) -> H1Limits:

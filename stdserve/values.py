@@ -214,6 +214,15 @@ def _loop(value: object) -> str:
     return text
 
 
+# Implementations that uvicorn lets one choose from; here there is one
+_WEBSOCKETS = ("websockets", "websockets-sansio", "wsproto")
+
+
+def _websocket(value: object) -> str:
+    text = _text(value).strip()
+    return "auto" if text in _WEBSOCKETS else text
+
+
 def _log_config(value: object) -> object:
     return value if isinstance(value, Mapping) else _path(value)
 
@@ -283,4 +292,5 @@ SECRET = Kind(_text, lambda value: "set" if value else "none", "TEXT")
 HEADERS = Kind(_headers, _show_headers, "'NAME: VALUE'")
 LEVEL = Kind(_level)
 LOOP = Kind(_loop, str, "|".join((*_LOOPS, "MODULE:FACTORY")))
+WEBSOCKET = Kind(_websocket)
 LOG_CONFIG = Kind(_log_config, str, "PATH")

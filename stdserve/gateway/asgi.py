@@ -124,9 +124,9 @@ class _Cycle:
         """The application's call; what it raises ends here."""
         exchange = self.exchange
         try:
-            await self.gateway.app(self._scope(), self.receive, self.send)
+            await self.gateway.app(http_scope(self.gateway, exchange), self.receive, self.send)
         except BaseException as error:
-            self._take_failure(error)
+            log_failure(self.gateway, exchange, error, exchange.peer_closed)
         else:
             if not exchange.ended and not exchange.peer_closed:
                 logger.error("%r: the ASGI application returned without a complete answer", exchange)
@@ -134,42 +134,6 @@ class _Cycle:
             exchange.fail()
             self._on_change()
         self.gateway.tasks.discard(exchange.task)
-
-    def _scope(self) -> Message:
-        exchange = self.exchange
-        request = exchange.request
-        raw_path = request.path
-        path = raw_path.decode("ascii")
-        if "%" in path:
-            path = unquote(path)
-        root_path = exchange.root_path
-        if root_path:  # the path includes it (ASGI HTTP spec, root_path)
-            raw_path = quote(root_path, safe=_PATH_CHARACTERS).encode() + raw_path
-            root_path = unquote(root_path)
-            path = root_path + path
-        scope: Message = {
-            "type": "http",
-            "asgi": {"version": self.gateway.asgi_version, "spec_version": _SPEC_VERSION},
-            "http_version": request.version.decode(),
-            "method": request.method.decode(),
-            "scheme": exchange.scheme,
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": request.query,
-            "root_path": root_path,
-            "headers": request.headers,
-            "client": exchange.client,
-            "server": exchange.server,
-            "state": self.gateway.state.copy(),
-            "extensions": (
-                {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.early_hint": {}}
-                if request.version == b"1.1" and b"te" not in request.fields
-                else _extensions(exchange)
-            ),
-        }
-        if exchange.channel.tls is not None:
-            scope["extensions"]["tls"] = exchange.channel.tls.extension.copy()
-        return scope
 
     # ---- receive
 
@@ -229,7 +193,7 @@ class _Cycle:
                 self.gateway.watch_held()
         elif kind == "http.response.body":
             body = message.get("body", b"")
-            self._send_piece(body if type(body) is bytes else _as_bytes(body), message.get("more_body", False))
+            self._send_piece(body if type(body) is bytes else as_bytes(body), message.get("more_body", False))
             if exchange.channel.queued_bytes > HIGH_WATER_BYTES:
                 await self._wait_for_client()
         else:
@@ -316,18 +280,52 @@ class _Cycle:
             if not count:
                 return
 
-    # ---- failures
 
-    def _take_failure(self, error: BaseException) -> None:
-        """Log what the application raised: loud if it is the application's fault, at debug if the client has gone."""
-        exchange = self.exchange
-        if (exchange.peer_closed or self.gateway.cancelling) and _tells_of_disconnect(error):
-            logger.debug("%r: %r", exchange, error)
-            return
-        text = traceback.TracebackException.from_exception(error)
-        if text.stack and text.stack[0].filename == __file__:
-            del text.stack[0]
-        logger.error("Exception in ASGI application: %r\n%s", exchange, "".join(text.format()).rstrip())
+def log_failure(gateway: ASGIGateway, exchange: Exchange, error: BaseException, gone: bool) -> None:
+    """Log what the application raised: loud if it is the application's fault, at debug if the client has gone."""
+    if (gone or gateway.cancelling) and _tells_of_disconnect(error):
+        logger.debug("%r: %r", exchange, error)
+        return
+    text = traceback.TracebackException.from_exception(error)
+    if text.stack and text.stack[0].name == "run":
+        del text.stack[0]  # our own
+    logger.error("Exception in ASGI application: %r\n%s", exchange, "".join(text.format()).rstrip())
+
+
+def http_scope(gateway: ASGIGateway, exchange: Exchange) -> Message:
+    request = exchange.request
+    raw_path = request.path
+    path = raw_path.decode("ascii")
+    if "%" in path:
+        path = unquote(path)
+    root_path = exchange.root_path
+    if root_path:  # the path includes it (ASGI HTTP spec, root_path)
+        raw_path = quote(root_path, safe=_PATH_CHARACTERS).encode() + raw_path
+        root_path = unquote(root_path)
+        path = root_path + path
+    scope: Message = {
+        "type": "http",
+        "asgi": {"version": gateway.asgi_version, "spec_version": _SPEC_VERSION},
+        "http_version": request.version.decode(),
+        "method": request.method.decode(),
+        "scheme": exchange.scheme,
+        "path": path,
+        "raw_path": raw_path,
+        "query_string": request.query,
+        "root_path": root_path,
+        "headers": request.headers,
+        "client": exchange.client,
+        "server": exchange.server,
+        "state": gateway.state.copy(),
+        "extensions": (
+            {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.early_hint": {}}
+            if request.version == b"1.1" and b"te" not in request.fields
+            else _extensions(exchange)
+        ),
+    }
+    if exchange.channel.tls is not None:
+        scope["extensions"]["tls"] = exchange.channel.tls.extension.copy()
+    return scope
 
 
 def _extensions(exchange: Exchange) -> dict[str, dict[str, Any]]:
@@ -341,7 +339,7 @@ def _extensions(exchange: Exchange) -> dict[str, dict[str, Any]]:
     return extensions
 
 
-def _as_bytes(body: Any) -> bytes:
+def as_bytes(body: Any) -> bytes:
     try:
         return bytes(memoryview(body))
     except TypeError:
@@ -434,5 +432,9 @@ def trace_messages(app: App) -> App:
     return traced
 
 
+# Keys of messages that are shown as their lengths
+_BODIES = frozenset(("body", "bytes", "text"))
+
+
 def _outline(message: Message) -> Message:
-    return {key: f"<{len(value)} bytes>" if key == "body" else value for key, value in message.items()}
+    return {key: f"<{len(value)} bytes>" if key in _BODIES and value else value for key, value in message.items()}

@@ -36,8 +36,12 @@ from .message import Request, ResponseHead
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
-# RFC 6455 4.4 names the version that would do, RFC 9110 15.5.22 the protocol
-_UPGRADE_REQUIRED_FIELDS = ((b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13"))
+# RFC 6455 4.4 names the version that would do, RFC 9110 15.5.22 the protocol; with Upgrade goes Connection (7.8)
+_UPGRADE_REQUIRED_FIELDS = (
+    (b"Upgrade", b"websocket"),
+    (b"Connection", b"Upgrade"),
+    (b"Sec-WebSocket-Version", b"13"),
+)
 
 Extension = tuple[bytes, list[tuple[bytes, bytes | None]]]
 

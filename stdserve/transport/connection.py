@@ -58,12 +58,13 @@ class Connection:
     __slots__ = (
         "_advancing", "_discard_bytes", "_eof", "_finishing", "_handler", "_interest", "_queue", "_recv", "_send",
         "client", "deadline", "engine", "exchange", "owner", "queued_bytes", "root_path", "scheme", "server", "sock",
-        "state", "trusted", "write_deadline",
+        "state", "tls", "trusted", "write_deadline",
     )  # fmt: skip
 
     def __init__(self, owner: Connections, sock: socket.socket, client: tuple[str, int] | None, listener: Listener):
         self.owner = owner
         self.sock = sock
+        self.tls: Any = None  # what has been agreed, if it is encrypted
         self._recv = sock.recv
         self._send = sock.send
         self.client = client
@@ -86,8 +87,6 @@ class Connection:
         self._handler: Callable[..., None] = self.on_ready  # one bound method for all registrations
         owner.loop.watch(sock, EVENT_READ, self._handler)
         owner.add(self)
-
-    tls: Any = None  # what has been agreed, if it is encrypted
 
     # ---- the loop's calls
 
@@ -305,13 +304,23 @@ class Connection:
         else:
             self.state = BUSY
             self.deadline = FOREVER
-        if not owner.forwarding_fields.isdisjoint(request.fields):
-            self._apply_forwarded(exchange)
+        handle = owner.handle
+        if not owner.noted_fields.isdisjoint(request.fields):
+            handle = self._take_notes(exchange)
         if owner.active > owner.limit_concurrency:
             owner.log_refused("%s: 503, more requests than --limit-concurrency", str(self), kind="503 answers")
             exchange.start(error_head(503, (b"Retry-After", b"1")), b"Service Unavailable\n", True)
         else:
-            owner.handle(exchange)
+            handle(exchange)
+
+    def _take_notes(self, exchange: Exchange) -> Callable[[Exchange], object]:
+        """Read what a proxy says, and choose who handles the request: it may ask for another protocol."""
+        owner, fields = self.owner, exchange.request.fields
+        if not owner.forwarding_fields.isdisjoint(fields):
+            self._apply_forwarded(exchange)
+        if owner.upgrade is None or b"upgrade" not in fields:
+            return owner.handle
+        return owner.upgrade(self, exchange)
 
     def _apply_forwarded(self, exchange: Exchange) -> None:
         trust = self.owner.trust
@@ -413,8 +422,10 @@ class Connection:
             return
         if unanswered and error.code:
             body = b"%d %b: %b\n" % (error.code, REASONS[error.code], error.rule.encode())
+            head = error_head(error.code)
+            head.lines += [b"%b: %b\r\n" % field for field in error.fields]
             self.engine.keep_alive = False
-            self.engine.send_response(error_head(error.code), body, True)
+            self.engine.send_response(head, body, True)
             self._write(self.engine.data_to_send())
         self._shut_down()
 
@@ -564,18 +575,22 @@ class Connection:
         sock.close()
         self.state = CLOSING
         self.deadline = self.write_deadline = FOREVER
-        self.engine.keep_alive = False
         if self._queue:
             self._queue.clear()
         self.queued_bytes = 0
+        self._end()
+        # Without these cycles the objects go now, not when the garbage collector comes
+        self._handler = self.engine.next_event = nothing
+        self.owner.discard(self)
+
+    def _end(self) -> None:
+        """The socket is closed: tell whoever still works for it."""
+        self.engine.keep_alive = False
         exchange, self.exchange = self.exchange, None
         if exchange is not None and not exchange.finished:
             exchange.lose()
             if exchange.ended:
                 self.finish(exchange)
-        # Without these cycles the objects go now, not when the garbage collector comes
-        self._handler = self.engine.next_event = _nothing
-        self.owner.discard(self)
 
     def _watch(self, interest: int) -> None:
         """Change what the loop waits for. A descriptor that nothing is wanted of leaves the poll: it would report a
@@ -595,7 +610,7 @@ class Connection:
         return "unix" if self.client is None else "%s:%d" % self.client
 
 
-def _nothing(*_: object) -> None:
+def nothing(*_: object) -> None:
     """Stands for what a connection that is over does not do any more."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ FOREVER = float("inf")
 
 # The sweep's period: a time limit is kept at most this much too late.
 SWEEP_SECONDS = 1.0
+
+# When the server stops, connections without an end of their own (WebSockets) are let go in groups, of so many at least.
+LEAVE_TOGETHER_COUNT = 50
+LEAVE_PAUSE_SECONDS = 0.1
 
 # Enough to see what goes on, too few to fill a disk
 _REFUSED_PER_MINUTE = 60
@@ -54,6 +59,10 @@ class Slots(Protocol):
     def end(self, exchange: Exchange) -> None: ...
 
 
+# Chooses who handles a request that has an Upgrade field. Raises ProtocolError.
+Upgrader = Callable[[Any, Exchange], Callable[[Exchange], object]]
+
+
 class Connections:
     """Owned by the loop thread. `handle(exchange)` is the gateway; `finished(exchange)` is called at each answer's end.
 
@@ -77,6 +86,7 @@ class Connections:
         sendfile: bool = True,
         log_exchange: Callable[[Exchange], object] | None = None,
         slots: Slots | None = None,
+        upgrade: Upgrader | None = None,
         on_overdue: Callable[[Exchange], object] = lambda exchange: None,
     ) -> None:
         self.loop = loop
@@ -86,6 +96,9 @@ class Connections:
         self.defaults = defaults
         self.trust = trust
         self.forwarding_fields = frozenset[bytes]() if trust is None else trust.names
+        self.upgrade = upgrade
+        # Requests with none of these are the application's without a further look
+        self.noted_fields = self.forwarding_fields if upgrade is None else self.forwarding_fields | {b"upgrade"}
         self.root_path = root_path
         self.sendfile = sendfile
         self.log_exchange = log_exchange
@@ -97,6 +110,8 @@ class Connections:
         self.requests = 0
         self.close_after_answer = not times.keep_alive  # also from `drain` on
         self.on_tick: Callable[[float], object] | None = None  # called now and then while there are connections
+        self.draining = False
+        self.leaving: list[Any] = []  # connections that are to go one after another once the server stops
         self.on_room: Callable[[], object] | None = None  # called when there is room, or an idle one to make it
         self.on_empty: Callable[[], object] | None = None  # called when the last connection has closed
         self._date_header = date_header
@@ -143,13 +158,26 @@ class Connections:
         if connection is not None:
             connection.close_idle()
 
-    def drain(self, idle_seconds: float) -> None:
-        """Answer what runs and what has arrived, with `Connection: close`; idle connections go after `idle_seconds`."""
-        self.close_after_answer = True
+    def drain(self, idle_seconds: float, spread_seconds: float = 0.0) -> None:
+        """Answer what runs and what has arrived, with `Connection: close`; idle connections go after `idle_seconds`.
+
+        Of those that put themselves into `leaving` some go now and the rest within `spread_seconds`.
+        """
+        self.close_after_answer = self.draining = True
         if not self._all and self.on_empty is not None:
             self.on_empty()
         for connection in self:
             connection.drain(idle_seconds)
+        turns = spread_seconds / LEAVE_PAUSE_SECONDS
+        self._let_go(max(LEAVE_TOGETHER_COUNT, math.ceil(len(self.leaving) / max(1.0, turns))))
+
+    def _let_go(self, count: int) -> None:
+        """So many of `leaving` now, and as many in a while, until all have gone: their clients come back as slowly."""
+        now, self.leaving = self.leaving[:count], self.leaving[count:]
+        for connection in now:
+            connection.leave()
+        if self.leaving:
+            self.loop.call_later(LEAVE_PAUSE_SECONDS, self._let_go, count)
 
     def abort(self) -> None:
         """Close everything now; whoever still waits for an answer sees a cut connection."""

@@ -218,7 +218,7 @@ class TLSSocket:
 class TLSConnection(Connection):
     """A Connection over TLS. `tls` tells gateways what has been agreed."""
 
-    __slots__ = ("tls",)
+    __slots__ = ()
 
     sock: Any
 

@@ -258,7 +258,9 @@ def test_bad_handshake(status: int, rule: str, changes: dict[str, Any]) -> None:
         read_handshake(request_of(**changes))
     assert error.value.code == status and rule in error.value.rule and error.value.rule in SOURCE
     fields = dict(error.value.fields)
-    assert fields == ({b"Upgrade": b"websocket", b"Sec-WebSocket-Version": b"13"} if status == 426 else {})
+    assert fields == (
+        {b"Upgrade": b"websocket", b"Connection": b"Upgrade", b"Sec-WebSocket-Version": b"13"} if status == 426 else {}
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,10 @@
+"""A WebSocket over TLS: the frames of the one, the socket of the other."""
+
+from __future__ import annotations
+
+from .tls import TLSConnection
+from .websocket import WebSocketConnection
+
+
+class SecureWebSocketConnection(WebSocketConnection, TLSConnection):
+    __slots__ = ()
