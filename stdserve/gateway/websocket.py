@@ -127,11 +127,10 @@ class _Session:
             await self._answer(kind, message)
         elif kind == "websocket.send":
             text = message.get("text")
-            if text is not None:
+            if type(text) is str:
                 channel.send_text(text)
             else:
-                data = message.get("bytes")
-                channel.send_binary(data if type(data) is bytes else as_bytes(data))
+                channel.send_binary(_binary(message, text))
             if channel.queued_bytes > HIGH_WATER_BYTES:
                 await self._wait_for_client(channel)
         elif kind == "websocket.close":
@@ -196,6 +195,7 @@ class _Session:
         if not exchange.ended:
             if error is None and not self._gone:
                 logger.error("%r: the ASGI application returned without an answer to the handshake", exchange)
+            exchange.channel.forbid_keep_alive()
             exchange.fail()
             self._on_change()
 
@@ -206,3 +206,11 @@ class _Session:
             code = 1000 if error is None else 1012 if self.gateway.cancelling else 1011
             channel.close(code, "")
         channel.on_change = None
+
+
+def _binary(message: Message, text: object) -> bytes:
+    """The bytes of a websocket.send without text; AppError if it has none."""
+    if text is not None:
+        raise AppError(f"text {text!r:.80} is not a str (ASGI WebSocket spec)")
+    data = message.get("bytes")
+    return data if type(data) is bytes else as_bytes(data)
