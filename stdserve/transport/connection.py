@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stdserve.error")
 
-READ_BYTES = 64 * 1024
+# A message of 64 KiB comes in one read together with the head of its frame or chunk.
+READ_BYTES = 65 * 1024
 
 # Buffers of one gathered write; POSIX guarantees 16, all systems of today take 1,024. More than 64 bring nothing.
 _GATHER_COUNT = 64
