@@ -1,10 +1,11 @@
 """A small application to try the server with: `python -m stdserve stdserve.demo:app` (ASGI) or `stdserve.demo:wsgi`.
 
-    GET /          one HTML page: the request as the server sees it, a stream, an upload
+    GET /          one HTML page: the request as the server sees it, a stream, an upload, a WebSocket
     GET /headers   the same as JSON
     GET /stream    ten lines, one each 0.3 s
     POST /upload   any body; counted and hashed as it comes, never kept
     GET /health    "ok"
+    /echo          WebSocket (ASGI only): every message comes back
 
 It uses nothing of the server, so it runs under any other too.
 """
@@ -82,7 +83,7 @@ progress { display: block; width: 100%; margin: .8rem 0 0; accent-color: var(--a
 <form id="form"><input type="file" id="file" aria-label="File"><textarea id="text" rows="2" aria-label="Text"
 placeholder="or any text"></textarea><button>Upload</button></form>
 <progress id="progress" max="1" value="0" hidden></progress><output id="result"></output></section>
-<section><h2>More</h2><a href="$base/headers">/headers</a> &nbsp; <a href="$base/health">/health</a></section>
+$echo<section><h2>More</h2><a href="$base/headers">/headers</a> &nbsp; <a href="$base/health">/health</a></section>
 </main><script>
 const base = $base_json, at = id => document.getElementById(id);
 at("read").onclick = async () => {
@@ -105,8 +106,36 @@ at("form").onsubmit = event => {
   request.open("POST", base + "/upload");
   request.send(at("file").files[0] || at("text").value);
 };
+if (at("echo")) {
+  const out = at("heard"), button = at("say"), seen = [];
+  const show = line => { seen.push(line); out.textContent = seen.slice(-8).join("\\n"); };
+  const url = new URL(base + "/echo", location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  let socket, sent;
+  const open = () => {
+    socket = new WebSocket(url);
+    socket.onopen = () => { button.disabled = false; show("open"); };
+    socket.onmessage = event => show(event.data + "  (" + (performance.now() - sent).toFixed(1) + " ms)");
+    socket.onclose = event => {
+      button.disabled = true; show("closed " + event.code + " " + event.reason);
+      if (event.code == 1012) setTimeout(open, 2000);
+    };
+  };
+  at("echo").onsubmit = event => {
+    event.preventDefault();
+    sent = performance.now();
+    socket.send(at("message").value || "hello");
+  };
+  open();
+}
 </script></body></html>
 """)
+
+ECHO = """<section><h2>WebSocket</h2><p>What is sent to /echo comes back.</p>
+<form id="echo"><input id="message" aria-label="Message" placeholder="hello">
+<button id="say" disabled>Send</button></form>
+<pre id="heard" aria-live="polite"></pre></section>
+"""
 
 
 # ---- ASGI
@@ -117,9 +146,12 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return
+    if scope["type"] == "websocket":
+        await _echo(_path(scope), receive, send)
+        return
     if scope["type"] != "http":
         raise RuntimeError(f"the demo does not serve {scope['type']!r}")
-    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    path = _path(scope)
     method = scope["method"]
     if (refusal := _refusal(path, method)) is not None:
         await _answer(send, method, *refusal)
@@ -129,6 +161,20 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
         await _upload(receive, send)
     else:
         await _answer(send, method, 200, *_page(path, *_facts_of_scope(scope)))
+
+
+def _path(scope: Message) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+
+
+async def _echo(path: str, receive: Receive, send: Send) -> None:
+    await receive()
+    if path != "/echo":
+        await send({"type": "websocket.close"})  # before it is accepted: 403
+        return
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -282,6 +328,7 @@ def _page(path: str, facts: dict[str, str], fields: list[tuple[str, str]]) -> tu
         request=_rows(facts.items()),
         fields=_rows(fields),
         pause=STREAM_PAUSE_SECONDS,
+        echo=ECHO if facts["interface"] == "ASGI" else "",
         base=html.escape(facts["root_path"]),
         base_json=json.dumps(facts["root_path"]).replace("<", "\\u003c"),
     )

@@ -17,6 +17,8 @@ import pytest
 from stdserve import demo
 from stdserve.config import Config
 from stdserve.gateway.loader import load
+from tests.frames import BINARY
+from tests.sockets import connect, handshake, serve
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -300,3 +302,21 @@ def test_other_protocols_are_refused() -> None:
 @pytest.mark.parametrize(("name", "interface"), [("app", "asgi3"), ("wsgi", "wsgi")])
 def test_interface_is_recognised(name: str, interface: str) -> None:
     assert load(Config(app=f"stdserve.demo:{name}")).interface == interface
+
+
+def test_every_message_to_echo_comes_back() -> None:
+    with serve(demo.app) as server, connect(server, "/echo") as client:
+        assert client.text("hello").read() == b"hello"
+        assert client.binary(b"\xff").read(BINARY) == b"\xff"
+        assert client.close().read_close() == (1000, "")
+
+
+def test_no_other_path_takes_a_websocket() -> None:
+    with serve(demo.app) as server, server.connect() as client:
+        assert client.send(handshake("/")).response().status == 403
+
+
+@BOTH
+def test_only_asgi_shows_the_echo(ask: Any) -> None:
+    answer = ask("/")
+    assert (b'id="echo"' in answer.body) == (ask is ask_asgi)
