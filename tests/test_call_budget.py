@@ -1,4 +1,5 @@
-"""What one keep-alive GET costs in Python calls on the server's side: the same on every machine, unlike its time.
+"""What a keep-alive GET and a WebSocket's echo cost in Python calls on the server's side: the same on every machine,
+unlike their time.
 
 A change that needs more must be worth it: measure with tests/bench, then raise the number here with the reason.
 """
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import running
+from tests import sockets
+from tests.support import Client, Running, running
 
 REQUESTS = 100
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\nUser-Agent: budget\r\nAccept: */*\r\n\r\n"
@@ -31,7 +33,14 @@ async def asgi_hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"hello"})
 
 
-def calls_per_request(app: Any, interface: str) -> tuple[float, Counter[str]]:
+def get(client: Client) -> None:
+    client.send(REQUEST)
+    assert client.response().body == b"hello"
+
+
+def calls_per_request(
+    app: Any, interface: str, connect: Any = Running.connect, ask: Any = get
+) -> tuple[float, Counter[str]]:
     """(median, all calls) of 100 requests on one connection. The application's own calls do not count.
 
     The median, because now and then the loop's tick or the collector's hooks of a test tool fall into a request.
@@ -40,7 +49,7 @@ def calls_per_request(app: Any, interface: str) -> tuple[float, Counter[str]]:
     totals = []
 
     def profile(frame: Any, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_code.co_filename not in (__file__, threading.__file__):
+        if event == "call" and frame.f_code.co_filename not in (__file__, sockets.__file__, threading.__file__):
             calls[f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_code.co_name}"] += 1
 
     def profile_server() -> None:
@@ -50,10 +59,9 @@ def calls_per_request(app: Any, interface: str) -> tuple[float, Counter[str]]:
     # Each thread calls this once, at its first event, and from then on `profile` or nothing.
     threading.setprofile(lambda *event: profile_server())
     try:
-        with running(app, interface=interface, lifespan="off") as server, server.connect() as client:
+        with running(app, interface=interface, lifespan="off") as server, connect(server) as client:
             for _ in range(REQUESTS + 10):  # the first ones warm caches and threads
-                client.send(REQUEST)
-                assert client.response().body == b"hello"
+                ask(client)
                 totals.append(sum(calls.values()))
     finally:
         threading.setprofile(None)
@@ -65,3 +73,11 @@ def calls_per_request(app: Any, interface: str) -> tuple[float, Counter[str]]:
 def test_a_get_stays_within_its_budget_of_calls(app: Any, interface: str, budget: int) -> None:
     median, calls = calls_per_request(app, interface)
     assert 20 < median <= budget, "\n".join(f"{count / REQUESTS:6.2f} {name}" for name, count in calls.most_common())
+
+
+def test_an_echo_stays_within_its_budget_of_calls() -> None:
+    def ask(client: sockets.Socket) -> None:
+        assert client.text("x" * 100).read() == b"x" * 100
+
+    median, calls = calls_per_request(sockets.echo, "asgi3", sockets.connect, ask)
+    assert 20 < median <= 34, "\n".join(f"{count / REQUESTS:6.2f} {name}" for name, count in calls.most_common())

@@ -257,6 +257,8 @@ def test_no_list_of_headers(given: Any) -> None:
     ("name", "value", "words"),
     [
         ("interface", "asgi", "--interface: 'asgi' is not one of auto, wsgi, asgi3, asgi2"),
+        ("ws", "mod:Class", "--ws: 'mod:Class' is not one of auto, none"),
+        ("ws_max_queue", 0, "--ws-max-queue: 0 is less than 1"),
         ("lifespan", "", "--lifespan: '' is not one of auto, on, off"),
         ("interface", 3, "--interface: 3 is not a text"),
         ("log_level", "loud", "--log-level: 'loud' is not one of critical, error, warning, info, debug, trace"),
@@ -343,6 +345,12 @@ def test_any_value_is_refused_or_taken_and_then_taken_again(name: str, value: An
         ("asgi_loop", "uvloop", "loop", "uvloop"),
         ("bind", "127.0.0.1:80,[::1]:80", "bind", ("127.0.0.1:80", "[::1]:80")),
         ("headers", [("a", "b")], "headers", (("a", "b"),)),
+        ("websocket_max_message_size", 0, "ws_max_size", 0),
+        ("ws", "websockets", "ws", "auto"),
+        ("ws", "websockets-sansio", "ws", "auto"),
+        ("ws", "wsproto", "ws", "auto"),
+        ("ws", "none", "ws", "none"),
+        ("ws_per_message_deflate", "false", "ws_per_message_deflate", False),
     ],
 )
 def test_names_of_other_servers(name: str, value: Any, own: str, found: Any) -> None:

@@ -250,16 +250,19 @@ class WebSocketConnection(Connection):
     def on_deadline(self, now: float) -> None:
         if self.state is not UPGRADED or self.write_deadline <= now:
             super().on_deadline(now)
-        elif self.closed is not None:
-            self.abort()  # the peer has not answered our Close in time
-        else:
+        elif self.closed is None:
             self._keep_alive(now)
+        elif self._queue:
+            self.deadline = now + CLOSE_SECONDS  # it has not even seen our Close; the write has its own time limit
+        else:
+            self.abort()  # the peer has not answered our Close in time
 
     def _keep_alive(self, now: float) -> None:
         """Whatever the peer sends is a sign of life: within a long frame it cannot send a Pong. While we do not read,
-        its signs cannot be seen; while it does not read, the write's time limit counts."""
+        its signs cannot be seen; while it reads slowly, our Ping waits behind the data, and writing has its own limit.
+        """
         settings = self._settings
-        if self._paused:
+        if self._paused or self._queue:
             self._silent_since = FOREVER
         if now >= self._silent_since + settings.ping_timeout:
             self._send_close(INTERNAL_ERROR, _SILENCE)

@@ -206,3 +206,22 @@ def wsgi_busy(environ: Environ, start_response: StartResponse) -> Iterable[bytes
     body = b"%d" % os.getpid()
     start_response("200 OK", _octets_wsgi(len(body)))
     return [body]
+_room: set[Send] = set()
+
+
+async def asgi_socket(scope: Scope, receive: Receive, send: Send) -> None:
+    """WebSockets: /echo sends each message back, /room sends it to all who are in the room."""
+    if scope["type"] == "lifespan":
+        return await _lifespan(receive, send)
+    await receive()
+    await send({"type": "websocket.accept"})
+    in_room = scope["path"] == "/room"
+    if in_room:
+        _room.add(send)
+    try:
+        while (message := await receive())["type"] == "websocket.receive":
+            answer = {"type": "websocket.send", "text": message["text"]}
+            for each in list(_room) if in_room else (send,):
+                await each(answer)
+    finally:
+        _room.discard(send)
