@@ -14,6 +14,8 @@ here runs in the loop thread.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from selectors import EVENT_READ
@@ -36,6 +38,8 @@ from ..protocol.websocket import (
 )
 from .connection import Connection, describe, nothing
 from .connections import FOREVER
+
+logger = logging.getLogger("stdserve.error")
 
 UPGRADED = "UPGRADED"
 
@@ -116,7 +120,7 @@ class Upgrade:
         head = ResponseHead(101, headers)
         answer = self._handshake.accept(subprotocol, head, connection.owner.defaults.for_head(head))
         engine = WebSocketEngine(self._settings.limits, self._handshake.deflate)
-        channel = _class_for(connection)(connection, engine)
+        channel = _class_for(connection)(connection, exchange, engine)
         exchange.status = 101
         exchange.response_headers = head.headers
         exchange.ended = True
@@ -132,13 +136,13 @@ class WebSocketConnection(Connection):
     """
 
     __slots__ = (
-        "_frames", "_next_ping", "_paused", "_pong_due", "_settings", "_silent_since", "_waiting_bytes", "closed",
-        "messages", "on_change",
+        "_frames", "_next_ping", "_opened", "_paused", "_pong_due", "_received", "_sent", "_settings", "_silent_since",
+        "_waiting_bytes", "closed", "messages", "on_change",
     )  # fmt: skip
 
     _settings: WebSocketSettings
 
-    def __init__(self, connection: Connection, frames: WebSocketEngine) -> None:
+    def __init__(self, connection: Connection, exchange: Exchange, frames: WebSocketEngine) -> None:
         for name in Connection.__slots__:
             setattr(self, name, getattr(connection, name))
         frames_before = connection.engine.take_buffer()
@@ -151,6 +155,8 @@ class WebSocketConnection(Connection):
         self.messages: list[str | bytes] = []
         self.closed: tuple[int, str] | None = None
         self.on_change: Callable[[], object] | None = None
+        self._opened = exchange
+        self._received = self._sent = 0  # messages
         self._waiting_bytes = 0  # of the messages
         self._paused = False  # enough of them wait
         self._pong_due = False
@@ -199,6 +205,7 @@ class WebSocketConnection(Connection):
                     messages = self.messages
                     messages.append(event)
                     self._waiting_bytes += len(event)
+                    self._received += 1
                     if self.on_change is not None:
                         self.on_change()
                     if self._waiting_bytes >= HIGH_WATER_BYTES or len(messages) >= self._settings.queue:
@@ -300,12 +307,14 @@ class WebSocketConnection(Connection):
         if self.closed is not None:
             raise self._gone()
         self._frames.send_text(text)
+        self._sent += 1
         self._write(self._frames.data_to_send())
 
     def send_binary(self, data: bytes) -> None:
         if self.closed is not None:
             raise self._gone()
         self._frames.send_binary(data)
+        self._sent += 1
         self._write(self._frames.data_to_send())
 
     def close(self, code: int, reason: str) -> None:
@@ -347,8 +356,16 @@ class WebSocketConnection(Connection):
         """Tell the application, once."""
         if self.closed is None:
             self.closed = (code, reason)
+            if self.owner.log_exchange is not None:
+                self._log(code)
             if self.on_change is not None:
                 self.on_change()
+
+    def _log(self, code: int) -> None:
+        """The line for the end; the handshake has one in the access log."""
+        seconds = time.perf_counter() - self._opened.started
+        text = "%r: WebSocket closed %d after %.1f s, %d messages received, %d sent"
+        logger.info(text, self._opened, code, seconds, self._received, self._sent)
 
     def _end(self) -> None:
         self._tell(ABNORMAL, "")

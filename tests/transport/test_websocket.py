@@ -603,18 +603,25 @@ def test_a_forced_stop_cuts() -> None:
 # ---- the access log
 
 
-def test_the_handshake_is_a_line_of_the_access_log(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "stdserve.access")
+def test_handshakes_are_lines_of_the_access_log_and_the_end_one_of_the_error_log(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "stdserve")
     path = tmp_path / "access.log"
     puppet = Puppet()
     with serve(puppet, access_log=True, access_log_file=str(path), access_log_format="%(r)s %(s)s") as server:
         with connect(server, "/open?x") as client:
             wait_for(lambda: path.read_text() == "GET /open?x HTTP/1.1 101\n")
-            client.close()
+            puppet.send("send", text="a")
+            client.text("b").text("c").close()
+            client.read()
+            client.read_close()
         puppet.end()
         with server.connect() as bad:
             bad.send(handshake("/bad", Sec_WebSocket_Version="7")).response()
         wait_empty(server)
+    (line,) = [text for text in caplog.messages if "WebSocket closed" in text]
+    assert "GET /open?x from 127.0.0.1:" in line and line.endswith(" s, 2 messages received, 1 sent")
     assert path.read_text().splitlines() == ["GET /open?x HTTP/1.1 101", "GET /bad HTTP/1.1 426"]
 
 
