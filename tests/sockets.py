@@ -88,7 +88,11 @@ class Socket(Client):
 
 def connect(server: Running, path: str = "/", behind: bytes = b"", **fields: str | None) -> Socket:
     """An accepted handshake; `behind` is sent in the same packet."""
-    client = server.connect()
+    return socket_over(server.connect(), behind, path, **fields)
+
+
+def socket_over(client: Client, behind: bytes = b"", path: str = "/", **fields: str | None) -> Socket:
+    """The same over a connection that is there."""
     client.send(handshake(path, **fields) + behind)
     head = client.read_until(b"\r\n\r\n")
     lines = [line.partition(b": ") for line in head[:-4].split(b"\r\n")[1:]]

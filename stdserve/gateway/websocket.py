@@ -70,7 +70,8 @@ class _Session:
         scope["type"] = "websocket"
         scope["scheme"] = _SCHEMES[scope["scheme"]]
         scope["subprotocols"] = [name.decode("ascii") for name in self.upgrade.subprotocols]
-        scope["extensions"] = {"websocket.http.response": {}}
+        tls = {name: value for name, value in scope["extensions"].items() if name == "tls"}
+        scope["extensions"] = {"websocket.http.response": {}, **tls}
         return scope
 
     @property
