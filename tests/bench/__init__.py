@@ -10,6 +10,7 @@
     floor.py      a loop that only receives and sends, the lower bound
     apps.py       the applications under test; app_fastapi.py and app_flask.py need their framework
     idle.py       10,000 idle connections: `python -m tests.bench.idle`
+    handshakes.py TLS handshakes, new and resumed: `python -m tests.bench.handshakes`
     streams.py    long bodies, slow at one end: `python -m tests.bench.streams`
 
 Standard library only, Linux only (/proc). All traffic goes to 127.0.0.1.

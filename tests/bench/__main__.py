@@ -19,7 +19,7 @@ from .load import LoadError, check_answer, measure, run_wrk
 from .peers import add_options, installed, prepare
 from .procs import StartError, raise_descriptor_limit, running, stop_on_signals
 from .report import Results, heading
-from .servers import HERE, REPOSITORY, SERVERS, Server, choose
+from .servers import HERE, REPOSITORY, SERVERS, Server, choose, make_pair
 
 WARM_UP_SECONDS = 1
 QUICK_CASES = "hello"
@@ -34,6 +34,7 @@ class Bench:
         self.scratch = scratch
         self.file = scratch / "file.bin"
         self.file.write_bytes(b"x" * MIB)
+        make_pair(scratch)
         self.environment = {"PYTHONPATH": str(REPOSITORY), "BENCH_FILE": str(self.file)}
 
     def run_case(self, case: Case, rounds: int, seconds: int) -> Results:
@@ -69,6 +70,8 @@ class Bench:
     def command_for(self, case: Case, server: Server) -> Callable[[int], list[str]]:
         """The server's command as a function of the port."""
         more = list(case.floor or ()) if server.interface == "floor" else []
+        if case.tls:
+            more += server.tls_flags(self.scratch)
         return lambda port: server.command(self.python, server.app(case), port, self.scratch) + more
 
 

@@ -39,6 +39,11 @@ class Case:
     body_bytes: int = 0
     answer_bytes: int | None = None
     package: str = ""
+    tls: bool = False
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
 
 
 def _hello(name: str, title: str, connections: int, **more: object) -> Case:
@@ -82,6 +87,16 @@ CASES: tuple[Case, ...] = (
         64,
         path=ITEM,
         package="fastapi",
+    ),
+    _hello("tls-hello", "hello world over TLS, 64 connections", 64, tls=True, floor=None),
+    Case(
+        "tls-1m",
+        "answer of 1 MiB over TLS, 32 connections",
+        "apps:asgi_1m",
+        "apps:wsgi_1m",
+        32,
+        answer_bytes=MIB,
+        tls=True,
     ),
     Case("flask", "Flask JSON view, 64 connections", "", "app_flask:app", 64, path=ITEM, package="flask"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import subprocess
 from dataclasses import dataclass
 
@@ -47,6 +48,9 @@ class Sample:
 def check_answer(case: Case, port: int) -> None:
     """One request with another client: status, length and (for an echo) content must be right."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    if case.tls:
+        context = ssl._create_unverified_context()  # wrk does not look at it either
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=context)
     headers = dict(line.split(": ", 1) for line in case.headers)
     sent = b"x" * case.body_bytes
     try:
@@ -90,7 +94,7 @@ def run_wrk(case: Case, port: int, seconds: int) -> dict[str, float]:
     command = ["wrk", "-t1", f"-c{case.connections}", f"-d{seconds}s", f"--timeout={WRK_TIMEOUT_SECONDS}s", "--latency"]
     for line in case.headers:
         command += ["-H", line]
-    command += ["-s", str(HERE / "wrk.lua"), f"http://127.0.0.1:{port}{case.path}"]
+    command += ["-s", str(HERE / "wrk.lua"), f"{case.scheme}://127.0.0.1:{port}{case.path}"]
     environment = {**os.environ, "BENCH_BODY": str(case.body_bytes)}
     try:
         done = subprocess.run(

@@ -6,6 +6,7 @@ select() 1,024 descriptors, gunicorn 1,000 connections, hypercorn closes a conne
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,18 @@ class Server:
     interface: str
     needs: tuple[str, ...]
     command: Command
+    tls: tuple[str, str] | None = None  # its flags for certificate and key
 
     def fits(self, case: Case) -> bool:
         """Whether the case has an application for this server."""
+        if case.tls and self.tls is None:
+            return False
         return case.floor is not None if self.interface == "floor" else bool(self.app(case))
+
+    def tls_flags(self, scratch: Path) -> list[str]:
+        """With the pair that `make_pair` has put there."""
+        assert self.tls is not None
+        return [self.tls[0], str(scratch / "tls.crt"), self.tls[1], str(scratch / "tls.key")]
 
     def app(self, case: Case) -> str:
         """The application of the case in this server's interface."""
@@ -94,18 +103,28 @@ def _floor(python: str, app: str, port: int, scratch: Path) -> list[str]:
     return [python, str(HERE / "floor.py"), str(port)]
 
 
+_OUR_TLS = ("--ssl-certfile", "--ssl-keyfile")  # uvicorn's too
+
 SERVERS: tuple[Server, ...] = (
-    Server("stdserve-asgi", "asgi", (), _stdserve),
-    Server("stdserve-wsgi", "wsgi", (), _stdserve),
-    Server("uvicorn", "asgi", ("uvicorn", "uvloop", "httptools"), _uvicorn("uvloop", "httptools")),
-    Server("uvicorn-h11", "asgi", ("uvicorn", "h11"), _uvicorn("asyncio", "h11")),
-    Server("hypercorn", "asgi", ("hypercorn",), _hypercorn),
-    Server("granian-asgi", "asgi", ("granian",), _granian("asgi")),
-    Server("granian-wsgi", "wsgi", ("granian",), _granian("wsgi")),
-    Server("gunicorn-gthread", "wsgi", ("gunicorn",), _gunicorn),
+    Server("stdserve-asgi", "asgi", (), _stdserve, _OUR_TLS),
+    Server("stdserve-wsgi", "wsgi", (), _stdserve, _OUR_TLS),
+    Server("uvicorn", "asgi", ("uvicorn", "uvloop", "httptools"), _uvicorn("uvloop", "httptools"), _OUR_TLS),
+    Server("uvicorn-h11", "asgi", ("uvicorn", "h11"), _uvicorn("asyncio", "h11"), _OUR_TLS),
+    Server("hypercorn", "asgi", ("hypercorn",), _hypercorn, ("--certfile", "--keyfile")),
+    Server("granian-asgi", "asgi", ("granian",), _granian("asgi"), ("--ssl-certificate", "--ssl-keyfile")),
+    Server("granian-wsgi", "wsgi", ("granian",), _granian("wsgi"), ("--ssl-certificate", "--ssl-keyfile")),
+    Server("gunicorn-gthread", "wsgi", ("gunicorn",), _gunicorn, ("--certfile", "--keyfile")),
     Server("waitress", "wsgi", ("waitress",), _waitress),
     Server("floor", "floor", (), _floor),
 )
+
+
+def make_pair(scratch: Path) -> None:
+    """A certificate and its key, P-256, as scratch/tls.crt and tls.key."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "30"]
+    command += ["-keyout", str(scratch / "tls.key"), "-out", str(scratch / "tls.crt")]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
 
 
 def choose(wanted: str, names: list[str], what: str) -> list[str]:
