@@ -20,7 +20,6 @@ Signals: signals.py. It does not know HTTP.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import logging
 import os
@@ -32,16 +31,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ConfigError, StdserveError
+from ..errors import StdserveError
 from ..mailbox import Mailbox
 from ..transport.https import load_certificates, mark_schemes, open_all
 from ..transport.listener import Listener
 from .channel import Channel
 from .child import BOOTING, DRAINING, READY, Worker
 from .deaths import LastWords, OutOfMemoryCount, describe_death
+from .development import Changes, for_development
 from .identity import Pidfile, drop_privileges, notify, own_logs, own_sockets, set_title, watchdog_seconds
 from .inherit import Start, Succession
-from .reload import FileWatch
 from .signals import VERBS, forget_handlers
 from .slots import RequestSlots
 
@@ -62,9 +61,6 @@ _BACK_OFF_MOST_SECONDS = 30.0
 _KILL_SLACK_SECONDS = 10.0
 _QUICK_SECONDS = 2.0
 _ABORT_SECONDS = 2.0
-
-# With --reload, for running requests to end
-_RELOAD_SECONDS = 1.0
 
 # How often the successor of another supervisor looks whether that one has gone
 _SUCCESSION_SECONDS = 0.5
@@ -94,7 +90,7 @@ class Supervisor:
         system: Any = os,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = _for_development(config)
+        self.config = for_development(config)
         self.target = config.workers or 1
         self.generation = 1
         self.workers: dict[int, Worker] = {}
@@ -123,9 +119,7 @@ class Supervisor:
         self._started_at_failure = 0
         self._start_at = 0.0  # not before
         self._pinged_at = 0.0
-        self._files: FileWatch | None = None
-        self._changed: set[str] = set()
-        self._restart_at = float("inf")
+        self._changes: Changes | None = None
         self._held = False  # until a file changes: what there is cannot start
         self._child: Server | None = None
 
@@ -163,7 +157,9 @@ class Supervisor:
         self._selector.register(self._mailbox.fileno(), selectors.EVENT_READ)
         set_title(config.name, "supervisor")
         if config.reload:
-            self._watch_files()
+            self._changes = Changes(config)
+            if self._changes.fileno() >= 0:
+                self._selector.register(self._changes.fileno(), selectors.EVENT_READ)
         if config.preload:
             self._preload()
         self._prepared = True
@@ -206,8 +202,10 @@ class Supervisor:
             getattr(self, f"_on_{verb}")()
         self._reap()
         self._keep_time()
-        if self._files is not None:
-            self._look_for_changes(self._files)
+        if self._changes is not None:
+            names = self._changes.take_rested(self._clock())
+            if names and not self._stopping:
+                self._start_anew(names)
 
     def _wait(self) -> list[Worker]:
         """Wait until something happens or is due; workers that have said something."""
@@ -218,8 +216,8 @@ class Supervisor:
             due.append(self._start_at)
         if self._ping_seconds:
             due.append(self._pinged_at + self._ping_seconds)
-        if self._files is not None and not self._stopping:
-            due += self._files.due, self._restart_at
+        if self._changes is not None and not self._stopping:
+            due.append(self._changes.due)
         if self._succession.predecessor:
             due.append(now + _SUCCESSION_SECONDS)
         left = min(due, default=float("inf")) - now
@@ -282,8 +280,8 @@ class Supervisor:
         assert self._selector is not None
         self._selector.close()
         self._mailbox.close()
-        if self._files is not None:
-            self._files.close()
+        if self._changes is not None:
+            self._changes.close()
         # As long as a child held another's channel, that other would not see its parent die.
         parents.close()
         for worker in self.workers.values():
@@ -425,7 +423,7 @@ class Supervisor:
             self._before = _Before(self.config, self.generation, self.target, self.listeners, self._certificates)
         else:
             _close_other(self.listeners, [*listeners, *self._before.listeners])
-        self.config, self.listeners, self._certificates = _for_development(config), listeners, certificates
+        self.config, self.listeners, self._certificates = for_development(config), listeners, certificates
         self.target = config.workers or self.target or 1
         self._generations += 1
         self.generation = self._generations
@@ -579,44 +577,15 @@ class Supervisor:
 
     # ---- files (--reload)
 
-    def _watch_files(self) -> None:
-        config = self.config
-        for each in config.reload_dirs:
-            if not os.path.isdir(each):
-                raise ConfigError(f"--reload-dir {each!r} is no directory")
-        self._files = FileWatch(
-            config.reload_dirs or (config.app_dir or ".",),
-            config.reload_includes,
-            config.reload_excludes,
-            config.reload_extra_files,
-            config.reload_engine,
-        )
-        if self._files.fileno() >= 0:
-            assert self._selector is not None
-            self._selector.register(self._files.fileno(), selectors.EVENT_READ)
-
-    def _look_for_changes(self, files: FileWatch) -> None:
-        """Start anew when files have changed and then rested for --reload-delay: an editor or git writes several.
-
-        The old workers stop at once, so that nobody sees old code after a change; requests wait in the listeners' queue
-        until the new ones serve.
-        """
-        now = self._clock()
-        changes = files.changes()
-        if changes:
-            self._changed.update(changes)
-            self._restart_at = now + self.config.reload_delay
-        elif now >= self._restart_at and not self._stopping:
-            names = sorted(os.path.relpath(path) for path in self._changed)
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            logger.info("Reloading: %s%s changed", ", ".join(names[:5]), more)
-            self._changed.clear()
-            self._restart_at = float("inf")
-            self._held = False
-            self._start_at = 0.0
-            for worker in self.workers.values():
-                if not worker.asked:
-                    self._ask_to_stop(worker)
+    def _start_anew(self, names: str) -> None:
+        """The old workers stop at once, so that nobody sees old code after a change; requests wait in the listeners'
+        queue until the new ones serve."""
+        logger.info("Reloading: %s changed", names)
+        self._held = False
+        self._start_at = 0.0
+        for worker in self.workers.values():
+            if not worker.asked:
+                self._ask_to_stop(worker)
 
     # ---- time
 
@@ -687,20 +656,10 @@ class Supervisor:
         if self._selector is not None:
             self._selector.close()
         self._mailbox.close()
-        if self._files is not None:
-            self._files.close()
+        if self._changes is not None:
+            self._changes.close()
         if self._pidfile is not None:
             self._pidfile.remove()
-
-
-def _for_development(config: Config) -> Config:
-    """With --reload nobody wants to wait for the end of old requests, or to be served by code from before a change."""
-    if not config.reload:
-        return config
-    if config.preload:
-        logger.warning("--preload has no effect with --reload: each worker imports the application as it is then")
-    shortest = min(config.timeout_graceful_shutdown, _RELOAD_SECONDS)
-    return dataclasses.replace(config, timeout_graceful_shutdown=shortest, preload=False)
 
 
 def _close_other(listeners: list[Listener], kept: list[Listener]) -> None:

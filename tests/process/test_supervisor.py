@@ -652,9 +652,9 @@ def test_restart_that_is_due_does_not_keep_a_stop_awake(
 ) -> None:
     rig = rigs(reload=True, reload_dirs=(str(tmp_path),), reload_delay=1.0, reload_engine=engine, timeout=0.0)
     rig.ready(101, 102)
-    monkeypatch.setattr(rig.supervisor._files, "changes", lambda: [str(tmp_path / "a.py")])
+    monkeypatch.setattr(rig.supervisor._changes.files, "changes", lambda: [str(tmp_path / "a.py")])
     rig.turn()
-    monkeypatch.setattr(rig.supervisor._files, "changes", list)
+    monkeypatch.setattr(rig.supervisor._changes.files, "changes", list)
     rig.turn("stop")
     rig.now += 5.0
     waits: list[float | None] = []
