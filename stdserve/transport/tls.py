@@ -391,8 +391,9 @@ class Handshake:
             if data:
                 sock.take(data)
             done = sock.shake()
-            # The last we say in TLS 1.3 are tickets for other sessions: they go with the first answer
-            flushed = (done and sock.tls.version() == "TLSv1.3") or sock.flush()
+            # In TLS 1.3 the last we say are tickets. They go at once although nobody waits for them: without a segment
+            # of ours a client that has Nagle's algorithm on (RFC 896) would hold its request back for 40 ms.
+            flushed = sock.flush()
         except ssl.SSLError as error:
             with contextlib.suppress(OSError):
                 sock.flush()  # the alert

@@ -253,6 +253,13 @@ def test_the_request_comes_with_the_end_of_the_handshake(pair: Pair, trust: ssl.
         assert client.read_to_end().startswith(b"HTTP/1.1 200")
 
 
+def test_the_end_of_the_handshake_is_answered_at_once(pair: Pair, authority: Authority) -> None:
+    """A client with Nagle's algorithm on waits for a segment of ours before it sends its request."""
+    with running(echo, **pair.options) as server, ByteClient(server, trusting(authority)) as client:
+        client.handshake()
+        assert client.read_raw()  # the tickets of TLS 1.3
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_slow_reader_holds_back_the_application(pair: Pair, trust: ssl.SSLContext, stream: bool) -> None:
     block, count = os.urandom(MIB), 12
