@@ -44,7 +44,7 @@ ROOMS = {
 }
 
 # modules at the top that belong to another room
-ALIASES = {"__init__": "package", "__main__": "package", "access": "logs", "values": "config"}
+ALIASES = {"__init__": "package", "__main__": "package", "access": "logs", "values": "config", "asyncio_host": "server"}
 
 # What the protocol room may use: nothing that touches a socket, a clock, a thread, a log or a file.
 PROTOCOL_MODULES = {
