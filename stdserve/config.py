@@ -28,6 +28,7 @@ from .values import (
     CERT_REQS,
     DAYS,
     DURATION,
+    FUNCTION,
     GIB,
     HEADERS,
     KIB,
@@ -228,6 +229,10 @@ class Config:
     ssl_version: str = option(
         "1.2", "least version of TLS", TLS_VERSION, choices=TLS_VERSIONS, uvicorn=("ssl_version",),
         gunicorn=("ssl_version",),
+    )  # fmt: skip
+    ssl_context_factory: Any = option(
+        None, "called with Config and a function that makes the SSLContext of these options; returns what to use",
+        FUNCTION, uvicorn=("ssl_context_factory",), gunicorn=("ssl_context",),
     )  # fmt: skip
     timeout_handshake: float = option(10 * SECONDS, "for the TLS handshake; 0: no limit", DURATION)
     https_redirect: int | None = option(

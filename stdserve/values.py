@@ -214,6 +214,17 @@ def _loop(value: object) -> str:
     return text
 
 
+def _function(value: object) -> object:
+    """A function, or where to import it from."""
+    if callable(value) or value is None:
+        return value
+    text = _text(value).strip()
+    module, _, name = text.partition(":")
+    if text and not (module and name):
+        raise ValueError(f"{shown(value)} is neither a function nor module:function")
+    return text or None
+
+
 # Implementations that uvicorn lets one choose from; here there is one
 _WEBSOCKETS = ("websockets", "websockets-sansio", "wsproto")
 
@@ -292,5 +303,6 @@ SECRET = Kind(_text, lambda value: "set" if value else "none", "TEXT")
 HEADERS = Kind(_headers, _show_headers, "'NAME: VALUE'")
 LEVEL = Kind(_level)
 LOOP = Kind(_loop, str, "|".join((*_LOOPS, "MODULE:FACTORY")))
+FUNCTION = Kind(_function, str, "MODULE:FUNCTION")
 WEBSOCKET = Kind(_websocket)
 LOG_CONFIG = Kind(_log_config, str, "PATH")

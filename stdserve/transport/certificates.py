@@ -18,13 +18,15 @@ files each worker has contexts of its own, until the workers are replaced (HUP).
 from __future__ import annotations
 
 import calendar
+import functools
+import importlib
 import logging
 import os
 import re
 import ssl
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from ..protocol.x509 import Certificate, matches, read_certificate
@@ -140,7 +142,7 @@ class Certificates:
 def _options(config: Config) -> tuple[object, ...]:
     return (
         config.ssl_certfile, config.ssl_keyfile, config.ssl_keyfile_password, config.ssl_ca_certs,
-        config.ssl_cert_reqs, config.ssl_ciphers, config.ssl_version,
+        config.ssl_cert_reqs, config.ssl_ciphers, config.ssl_version, config.ssl_context_factory,
     )  # fmt: skip
 
 
@@ -227,6 +229,40 @@ def _choose_by_name(first: Context, contexts: Iterable[Context]) -> None:
 
 
 def make_context(config: Config, pair: Pair) -> Context:
+    """The options' context, or what --ssl-context-factory makes of it."""
+    factory = _factory(config.ssl_context_factory)
+    if factory is None:
+        return _make_context(config, pair)
+    made: list[Context] = []
+
+    def make() -> Context:
+        made.append(_make_context(config, pair))
+        return made[-1]
+
+    context = factory(config, make)
+    if not isinstance(context, ssl.SSLContext):
+        raise ConfigError(f"--ssl-context-factory: it returned {context!r:.80}, which is no ssl.SSLContext")
+    if made and context is made[-1]:
+        return made[-1]
+    known = made[-1] if made else make()
+    context.set_alpn_protocols(["http/1.1"])
+    for name in ("pair", "certificate", "pem"):  # of the files; what a context has loaded it does not tell
+        setattr(context, name, getattr(known, name))
+    return context  # type: ignore[return-value]
+
+
+def _factory(given: Any) -> Callable[[Config, Callable[[], Context]], Any] | None:
+    if not isinstance(given, str):
+        return given  # type: ignore[no-any-return]
+    module, _, name = given.partition(":")
+    try:
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--ssl-context-factory {given}: {error}") from None
+    return found  # type: ignore[return-value]
+
+
+def _make_context(config: Config, pair: Pair) -> Context:
     context = Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[config.ssl_version]
     # A client that could make us renegotiate could make us compute (RFC 5746 is off with it)

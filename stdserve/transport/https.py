@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def load_certificates(config: Config, old: Certificates | None = None) -> Certificates | None:
     """None without TLS; `old` if nothing has changed. ConfigError if they cannot be used."""
     if not config.ssl_certfile:
-        for name in ("ssl_keyfile", "ssl_ca_certs", "https_redirect"):
+        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_context_factory", "https_redirect"):
             if getattr(config, name):
                 raise ConfigError(f"{OPTIONS[name]} needs --ssl-certfile")
         return None

@@ -393,3 +393,43 @@ def test_a_redirect_port_that_is_taken_leaves_nothing_open(pair: Files) -> None:
         open_all(Config(port=0, https_redirect=port, **pair.options))  # type: ignore[arg-type]
     for listener in taken:
         listener.close()
+
+
+# ---- a context of the application's making
+
+
+def test_context_factory_changes_what_the_options_make(pair: Files, trust: ssl.SSLContext) -> None:
+    def factory(config: Config, make: Any) -> ssl.SSLContext:
+        context: ssl.SSLContext = make()
+        assert config.ssl_certfile
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
+
+    with running(hello, ssl_context_factory=factory, **pair.options) as server:
+        assert served(server, trust) == serial(pair)
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode, old.maximum_version = False, ssl.CERT_NONE, ssl.TLSVersion.TLSv1_2
+        with pytest.raises(ssl.SSLError):
+            served(server, old)
+
+
+def test_context_factory_makes_its_own(pair: Files, trust: ssl.SSLContext) -> None:
+    def factory(config: Config, make: Any) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certificate, pair.key)
+        return context
+
+    with running(hello, ssl_context_factory=factory, **pair.options) as server:
+        assert served(server, trust) == serial(pair)
+
+
+def test_context_factory_that_makes_none(pair: Files) -> None:
+    assert refusal(ssl_context_factory=lambda config, make: None, **pair.options) == (
+        "--ssl-context-factory: it returned None, which is no ssl.SSLContext"
+    )
+    assert "--ssl-context-factory no_such_module:f: No module named" in refusal(
+        ssl_context_factory="no_such_module:f", **pair.options
+    )
+    assert refusal(ssl_context_factory="ssl:SSLContext") == "--ssl-context-factory needs --ssl-certfile"
+    with pytest.raises(ConfigError, match="is neither a function nor module:function"):
+        Config(app="a:b", ssl_context_factory="nonsense")
