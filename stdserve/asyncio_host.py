@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .gateway.asgi import ASGIGateway
     from .gateway.lifespan import Lifespan
     from .gateway.loader import Application
-    from .server import Server
 
 logger = logging.getLogger("stdserve.error")
 
@@ -31,11 +30,24 @@ logger = logging.getLogger("stdserve.error")
 class AsyncioHost:
     """The asyncio loop in the loop thread, on top of our Loop (host 2) or beside it (host 3)."""
 
-    def __init__(self, server: Server, loop: Loop, application: Application) -> None:
-        self._server = server
+    def __init__(
+        self,
+        config: Config,
+        loop: Loop,
+        application: Application,
+        *,
+        accept: Callable[[Loop, Callable[[Any], object], Upgrader | None], None],
+        abort: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`accept` opens the doors for a gateway, `abort` cuts what is open, `say` tells the watch how far it is."""
+        self._config = config
         self._loop = loop
         self._application = application
-        self._factory = _host_factory(server.config.loop, loop)
+        self._accept = accept
+        self._abort = abort
+        self._say = say
+        self._factory = _host_factory(config.loop, loop)
         self._gateway: ASGIGateway | None = None
         self._lifespan: Lifespan | None = None
         self._end: asyncio.Event | None = None
@@ -57,7 +69,7 @@ class AsyncioHost:
         from .gateway.lifespan import Lifespan
 
         host = asyncio.get_running_loop()
-        config = self._server.config
+        config = self._config
         app = self._application.app
         version = "3.0"
         if self._application.interface == "asgi2":
@@ -84,13 +96,13 @@ class AsyncioHost:
             self._gateway = gateway = asgi.ASGIGateway(
                 app, host, state=lifespan.state, context=lifespan.context, asgi_version=version
             )
-            self._server._accept(self._loop, gateway.handle, _upgrader(config, gateway))
-            self._server._verbs.put("started")
+            self._accept(self._loop, gateway.handle, _upgrader(config, gateway))
+            self._say("started")
             await self._end.wait()
             await lifespan.shutdown()
-            self._server._verbs.put("shut down")
+            self._say("shut down")
         finally:
-            self._server._abort()  # an end out of order leaves connections open
+            self._abort()  # an end out of order leaves connections open
             if nested:
                 self._loop.leave(host)
 
@@ -193,6 +205,11 @@ def _upgrader(config: Config, gateway: ASGIGateway) -> Upgrader | None:
     if config.ws == "none":
         return None
     from .gateway import websocket
-    from .transport.websocket import Upgrader, WebSocketSettings
+    from .transport.websocket import Upgrader, WebSocketConnection, WebSocketSettings
 
-    return Upgrader(WebSocketSettings.of(config), functools.partial(websocket.handle, gateway))
+    kind: type[WebSocketConnection] = WebSocketConnection
+    if config.ssl_certfile:
+        from .transport.wss import SecureWebSocketConnection
+
+        kind = SecureWebSocketConnection
+    return Upgrader(WebSocketSettings.of(config), functools.partial(websocket.handle, gateway), kind)

@@ -167,7 +167,9 @@ class Server:
         self._verbs.open()
         self._loop = Loop()
         if self._application.interface != "wsgi":
-            self._asgi = AsyncioHost(self, self._loop, self._application)
+            self._asgi = AsyncioHost(
+                config, self._loop, self._application, accept=self._accept, abort=self._abort, say=self._verbs.put
+            )
             if config.warn_blocked_loop and config.loop in OWN_HOSTS:
                 self._block_watch = BlockWatch(self._loop, config.warn_blocked_loop, self._on_block)
 

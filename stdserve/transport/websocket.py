@@ -77,19 +77,26 @@ class WebSocketSettings:
 class Upgrader:
     """Called by a connection for a request with Upgrade: chooses who handles it. `handle` takes an Upgrade."""
 
-    def __init__(self, settings: WebSocketSettings, handle: Callable[[Any], object]) -> None:
+    def __init__(
+        self,
+        settings: WebSocketSettings,
+        handle: Callable[[Any], object],
+        connection_class: type[WebSocketConnection],
+    ) -> None:
+        """`connection_class` is what a connection becomes, over TLS or not."""
         self._settings = settings
         self._handle = handle
+        self._class = connection_class
 
     def __call__(self, connection: Connection, exchange: Exchange) -> Callable[[Exchange], object]:
         """Raise ProtocolError for a handshake that is not in order. Other protocols are not ours: the request is
         answered as if it had not asked for them (RFC 9110 7.8)."""
-        if not is_websocket(exchange.request):
+        if not is_websocket(exchange.request) or (self._class.needs_tls and connection.tls is None):
             return connection.owner.handle
         if connection.owner.draining:
             return _refuse_late
         handshake = read_handshake(exchange.request, self._settings.compress)
-        upgrade = Upgrade(connection, exchange, handshake, self._settings)
+        upgrade = Upgrade(connection, exchange, handshake, self._settings, self._class)
         return lambda exchange: self._handle(upgrade)
 
 
@@ -101,11 +108,17 @@ def _refuse_late(exchange: Exchange) -> None:
 class Upgrade:
     """exchange.Upgrade: a handshake in order, and the connection that it came on."""
 
-    __slots__ = ("_connection", "_handshake", "_settings", "exchange", "subprotocols")
+    __slots__ = ("_class", "_connection", "_handshake", "_settings", "exchange", "subprotocols")
 
     def __init__(
-        self, connection: Connection, exchange: Exchange, handshake: Handshake, settings: WebSocketSettings
+        self,
+        connection: Connection,
+        exchange: Exchange,
+        handshake: Handshake,
+        settings: WebSocketSettings,
+        connection_class: type[WebSocketConnection],
     ) -> None:
+        self._class = connection_class
         self._connection = connection
         self._handshake = handshake
         self._settings = settings
@@ -120,7 +133,7 @@ class Upgrade:
         head = ResponseHead(101, headers)
         answer = self._handshake.accept(subprotocol, head, connection.owner.defaults.for_head(head))
         engine = WebSocketEngine(self._settings.limits, self._handshake.deflate)
-        channel = _class_for(connection)(connection, exchange, engine)
+        channel = self._class(connection, exchange, engine)
         exchange.status = 101
         exchange.response_headers = head.headers
         exchange.ended = True
@@ -140,6 +153,7 @@ class WebSocketConnection(Connection):
         "_waiting_bytes", "closed", "messages", "on_change",
     )  # fmt: skip
 
+    needs_tls = False
     _settings: WebSocketSettings
 
     def __init__(self, connection: Connection, exchange: Exchange, frames: WebSocketEngine) -> None:
@@ -372,11 +386,3 @@ class WebSocketConnection(Connection):
 
     def _gone(self) -> ClientDisconnected:
         return ClientDisconnected(f"the WebSocket of {self} is closed")
-
-
-def _class_for(connection: Connection) -> type[WebSocketConnection]:
-    if connection.tls is None:
-        return WebSocketConnection
-    from .wss import SecureWebSocketConnection
-
-    return SecureWebSocketConnection

@@ -8,3 +8,5 @@ from .websocket import WebSocketConnection
 
 class SecureWebSocketConnection(WebSocketConnection, TLSConnection):
     __slots__ = ()
+
+    needs_tls = True  # what comes in plain text is redirected like other requests

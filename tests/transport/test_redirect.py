@@ -13,6 +13,7 @@ import pytest
 from stdserve.config import Config
 from stdserve.errors import ConfigError
 from stdserve.transport.https import open_all
+from tests import sockets
 from tests.certificates import Authority, Pair
 from tests.support import BOUND_SECONDS, Client, Running, running
 from tests.tls import connect, trusting
@@ -127,3 +128,13 @@ def test_listeners(pair: Pair, tmp_path: Path) -> None:
 def test_the_port_of_https_itself_is_refused(pair: Pair) -> None:
     with pytest.raises(ConfigError, match="--https-redirect: 8000 is the --port of https itself"):
         open_all(Config(https_redirect=8000, **pair.options))  # type: ignore[arg-type]
+
+
+def test_a_websocket_in_plain_text_is_redirected_too(pair: Pair, authority: Authority) -> None:
+    options = {"interface": "asgi3", "lifespan": "off", "https_redirect": free_port(), **pair.options}
+    with running(sockets.echo, **options) as server:
+        answer = ask(server, sockets.handshake("/echo", Host="site.test"))
+        port = server.address[1]
+        assert (answer.status, answer.fields["location"]) == (308, f"https://site.test:{port}/echo")
+        with connect(server, trusting(authority), "site.test") as client:
+            assert sockets.socket_over(client, Host="site.test").text("a").read() == b"a"
