@@ -97,23 +97,9 @@ class Listener:
     """
 
     __slots__ = (
-        "_accepts_per_turn",
-        "_file",
-        "_loop",
-        "_on_accept",
-        "_on_exhausted",
-        "_paused",
-        "_timer",
-        "_watched",
-        "backlog",
-        "is_unix",
-        "name",
-        "place",
-        "reserved",
-        "scheme",
-        "server",
-        "sock",
-    )
+        "_accepts_per_turn", "_file", "_loop", "_on_accept", "_on_exhausted", "_paused", "_timer", "_watched",
+        "backlog", "is_unix", "name", "place", "reserved", "scheme", "server", "sock",
+    )  # fmt: skip
 
     def __init__(
         self,
