@@ -69,6 +69,7 @@ def test_echo(pair: Pair, connect: Connect, size: int) -> None:
         assert client.text("é").read(TEXT) == "é".encode()
         assert client.close().read_close() == (1000, "")
         assert client.is_closed()
+        client.sock.close()
         wait_empty(server)
 
 
@@ -124,6 +125,7 @@ def test_ping_and_a_broken_rule(pair: Pair, connect: Connect) -> None:
         client.send(frame(PING, b"x" * 126))
         assert client.read_close()[0] == 1002
         assert client.is_closed()
+        client.sock.close()
         wait_empty(server)
 
 
