@@ -109,13 +109,14 @@ class _Cycle:
     scope  ( receive )*  start  ( body | zerocopysend | pathsend )+  trailers*
     """
 
-    __slots__ = ("_body_ended", "_told_end", "_trailers", "_waiters", "exchange", "gateway", "held_head")
+    __slots__ = ("_body_ended", "_told_end", "_told_gone", "_trailers", "_waiters", "exchange", "gateway", "held_head")
 
     def __init__(self, gateway: ASGIGateway, exchange: Exchange) -> None:
         self.gateway = gateway
         self.exchange = exchange
         self.held_head: ResponseHead | None = None  # waits for the first body message, so that both leave together
         self._told_end = False  # the application has had the last piece of the body
+        self._told_gone = False  # and that the client has gone
         self._trailers: list[bytes] | None = None  # None: the application has not announced any
         self._body_ended = False  # and trailers are to follow
         self._waiters: list[asyncio.Future[None]] = []
@@ -140,12 +141,12 @@ class _Cycle:
     async def receive(self) -> Message:
         exchange = self.exchange
         while True:
-            if exchange.ended or exchange.disconnected:
+            if exchange.ended or exchange.disconnected or (self._told_end and exchange.peer_closed):
+                if self._told_gone:
+                    await asyncio.sleep(0)  # an application that asks again and again must not hold the loop
+                self._told_gone = True
                 return {"type": "http.disconnect"}
-            if self._told_end:
-                if exchange.peer_closed:
-                    return {"type": "http.disconnect"}
-            elif exchange.has_body or exchange.body_complete:
+            if not self._told_end and (exchange.has_body or exchange.body_complete):
                 self._told_end = exchange.body_complete
                 return {"type": "http.request", "body": exchange.take_body(), "more_body": not exchange.body_complete}
             else:

@@ -37,7 +37,7 @@ def handle(gateway: ASGIGateway, upgrade: Upgrade) -> None:
 class _Session:
     """One WebSocket's receive and send. `channel` is None until it is accepted."""
 
-    __slots__ = ("_connected", "_head", "_host", "_waiters", "channel", "exchange", "gateway", "upgrade")
+    __slots__ = ("_connected", "_head", "_host", "_told_gone", "_waiters", "channel", "exchange", "gateway", "upgrade")
 
     def __init__(self, gateway: ASGIGateway, upgrade: Upgrade) -> None:
         self.gateway = gateway
@@ -46,6 +46,7 @@ class _Session:
         self.channel: WebSocketChannel | None = None
         self._host = gateway.host
         self._connected = False  # the application has been told
+        self._told_gone = False
         self._head: ResponseHead | None = None  # of another answer than 101; it waits for its body
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -61,6 +62,7 @@ class _Session:
             self._end_handshake(error)
         else:
             self._end_session(self.channel, error)
+        error = None  # its traceback holds this frame: a reference cycle, with all that the application had
         self.gateway.tasks.discard(self.exchange.task)
 
     def _scope(self) -> Message:
@@ -94,13 +96,21 @@ class _Session:
                     return {"type": "websocket.receive", "bytes": message}
                 if channel.closed is not None:
                     code, reason = channel.closed
+                    await self._yield_if_told()
                     return {"type": "websocket.disconnect", "code": code, "reason": reason}
             elif not self._connected:
                 self._connected = True
                 return {"type": "websocket.connect"}
             elif self.exchange.ended or self._gone:
+                await self._yield_if_told()
                 return _NEVER_OPEN.copy()
             await self._change()
+
+    async def _yield_if_told(self) -> None:
+        """An application that asks again and again must not hold the loop for itself."""
+        if self._told_gone:
+            await asyncio.sleep(0)
+        self._told_gone = True
 
     def _change(self) -> asyncio.Future[None]:
         """Done when something changes. A receive() that is cancelled takes no message with it: they stay where they

@@ -114,4 +114,6 @@ def _read_time(tag: int, value: bytes) -> Time:
     year, month, day, hour, minute, second = map(int, match.groups())
     if tag == UTC_TIME:  # RFC 5280 4.1.2.5.1: 50 to 99 are of the 20th century
         year += 1900 if year >= 50 else 2000
+    if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
+        raise ValueError(f"{value!r} is no time of day")
     return year, month, day, hour, minute, second

@@ -24,6 +24,7 @@ import logging
 import os
 import re
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -226,6 +227,22 @@ def _choose_by_name(first: Context, contexts: Iterable[Context]) -> None:
             tls.context = found
 
     first.sni_callback = choose  # its first argument is what wrap_bio has made
+    _expect_bad_names()
+
+
+def _expect_bad_names() -> None:
+    """A name that is not ASCII (RFC 6066 3) never reaches the callback: Python prints a traceback, as often as a
+    client likes to see it, and the handshake fails, which is said elsewhere. Without the traceback, then."""
+    before = sys.unraisablehook
+    if getattr(before, "expects_bad_names", False):
+        return
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (unraisable.exc_type is UnicodeDecodeError and type(unraisable.object) is bytes):
+            before(unraisable)
+
+    hook.expects_bad_names = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def make_context(config: Config, pair: Pair) -> Context:
@@ -298,7 +315,7 @@ def _load_pair(context: Context, pair: Pair, password: str) -> None:
         data = ssl.PEM_cert_to_DER_cert(found[0])
         context.certificate = read_certificate(data)
         context.load_cert_chain(pair.certificate, pair.key, answer)
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # SSLError is an OSError; and the file may have just gone
         raise ConfigError(_explain(error, pair, bool(asked), bool(password))) from None
     context.pair = pair
     context.pem = ssl.DER_cert_to_PEM_cert(data)
@@ -321,7 +338,7 @@ def _load_authorities(context: Context, config: Config) -> None:
         _read("--ssl-ca-certs", config.ssl_ca_certs)
         try:
             context.load_verify_locations(config.ssl_ca_certs)
-        except ssl.SSLError:
+        except OSError:
             raise ConfigError(f"--ssl-ca-certs: no certificate (PEM) in {config.ssl_ca_certs!r}") from None
     elif config.ssl_cert_reqs != "none":
         raise ConfigError(f"--ssl-cert-reqs {config.ssl_cert_reqs}: say by --ssl-ca-certs whose certificates count")

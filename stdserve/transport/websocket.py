@@ -224,9 +224,12 @@ class WebSocketConnection(Connection):
                         self.on_change()
                     if self._waiting_bytes >= HIGH_WATER_BYTES or len(messages) >= self._settings.queue:
                         self._paused = True
-                        return
+                        break
                 elif event is None or not self._take_control(event):
-                    return
+                    break
+            if self._pong_due and self.queued_bytes <= HIGH_WATER_BYTES:
+                self._pong_due = False  # one for all that came together (RFC 6455 5.5.3)
+                self._write_frames()
         except ProtocolError as error:
             self._fail(error)
             error.__traceback__ = None  # its frames hold the error: a reference cycle
@@ -242,10 +245,7 @@ class WebSocketConnection(Connection):
                 self._shut_down()
             return False
         if type(event) is Ping:
-            if self.queued_bytes <= HIGH_WATER_BYTES:
-                self._write_frames()
-            else:
-                self._pong_due = True  # of the last one; a client that reads nothing is not to fill our memory
+            self._pong_due = True  # at the end; a client that reads nothing is not to fill our memory
         else:
             assert type(event) is Pong
         return True

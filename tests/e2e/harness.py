@@ -79,7 +79,10 @@ class Process:
 
     def wait(self) -> int:
         """The exit code, when all output has been read."""
-        code = self.popen.wait(BOUND_SECONDS)
+        try:
+            code = self.popen.wait(BOUND_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server does not end\n{self.text}") from None
         for reader in self._readers:
             reader.join(BOUND_SECONDS)
         return code

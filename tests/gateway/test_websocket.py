@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import socket
 from pathlib import Path
@@ -604,3 +605,36 @@ def test_the_wsproto_client() -> None:
 def test_serving_asgi_over_a_nested_loop() -> None:
     with serve(echo, loop="asyncio:new_event_loop") as server, connect(server) as client:
         assert client.text("nested").read() == b"nested"
+
+
+def test_application_that_raises_leaves_no_cycle_behind() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        await receive()
+        raise ValueError("no cycle")
+
+    with serve(app) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                with connect(server) as client:
+                    assert client.text("a").read_close()[0] == 1011
+            wait_empty(server)
+            assert not [each for each in gc.get_objects() if type(each).__name__ == "_Session"]
+        finally:
+            gc.enable()
+
+
+def test_application_that_receives_for_ever_does_not_hold_the_loop() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/careless":
+            await accept(receive, send)
+            while True:
+                await receive()
+        await echo(scope, receive, send)
+
+    with serve(app, timeout_graceful_shutdown=0.2) as server, connect(server, "/careless") as careless:
+        careless.close().read_close()
+        with connect(server) as client:
+            assert client.text("a").read() == b"a"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stdserve.protocol import x509
 from stdserve.protocol.x509 import matches, read_certificate
 from tests.certificates import Authority, Pair, openssl
 
@@ -75,3 +76,9 @@ def test_any_bytes_are_refused(data: bytes) -> None:
 )
 def test_matches(name: str, host: str, good: bool) -> None:
     assert matches(name, host) is good
+
+
+@pytest.mark.parametrize("value", [b"991301000000Z", b"990132000000Z", b"990101240000Z", b"990100000000Z"])
+def test_times_that_are_none(value: bytes) -> None:
+    with pytest.raises(ValueError, match="no time of day"):
+        x509._read_time(x509.UTC_TIME, value)

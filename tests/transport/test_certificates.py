@@ -19,7 +19,7 @@ from stdserve.transport.https import load_certificates, open_all
 from tests.certificates import Authority, openssl
 from tests.certificates import Pair as Files
 from tests.support import Running, running, wait_for
-from tests.tls import connect, trusting
+from tests.tls import ByteClient, connect, trusting
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make certificates with")
 
@@ -433,3 +433,26 @@ def test_context_factory_that_makes_none(pair: Files) -> None:
     assert refusal(ssl_context_factory="ssl:SSLContext") == "--ssl-context-factory needs --ssl-certfile"
     with pytest.raises(ConfigError, match="is neither a function nor module:function"):
         Config(app="a:b", ssl_context_factory="nonsense")
+
+
+def test_a_file_that_vanishes_while_it_is_read(pair: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vanish(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", vanish)
+    assert "No such file" in refusal(**pair.options)
+
+
+def test_a_server_name_that_is_not_ascii(
+    authority: Authority, trust: ssl.SSLContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which Python itself reads before anybody is asked."""
+    pairs = [authority.issue("localhost"), authority.issue("other.test")]
+    certificates, keys = [str(each.certificate) for each in pairs], [str(each.key) for each in pairs]
+    with running(hello, ssl_certfile=certificates, ssl_keyfile=keys) as server:
+        client = ByteClient(server, trust, "other.test")
+        with client:
+            client.sock.sendall(client.hello().replace(b"other.test", b"\xff\xfether.test"))
+            assert client.sock.recv(100)[:1] == b"\x15"  # an alert
+        assert served(server, trust) == serial(pairs[0])
+    assert "Traceback" not in capsys.readouterr().err
