@@ -17,7 +17,12 @@ default_md = sha256
 policy = any
 unique_subject = no
 copy_extensions = copy
+x509_extensions = issued
 email_in_dn = yes
+[issued]
+authorityKeyIdentifier = keyid
+subjectKeyIdentifier = hash
+basicConstraints = CA:FALSE
 [any]
 countryName = optional
 organizationName = optional
@@ -68,6 +73,7 @@ class Authority:
         self.certificate, self._key = folder / "ca.pem", folder / "ca.key"
         openssl(
             "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+            "-addext", "keyUsage = critical, keyCertSign, cRLSign",  # Python 3.13 wants it (RFC 5280 4.2.1.3)
             "-days", 3650, "-keyout", self._key, "-out", self.certificate,
         )  # fmt: skip
 

@@ -515,7 +515,9 @@ class Facts:
 def _chain(tls: ssl.SSLObject, certificate: bytes) -> list[str]:
     """As the client has sent it; before Python 3.13 only its own certificate can be had."""
     get_chain = getattr(tls, "get_unverified_chain", None)
-    return [ssl.DER_cert_to_PEM_cert(each) for each in (get_chain() if get_chain is not None else [certificate])]
+    # Of a session that is resumed nothing is known but the client's own certificate
+    others = [] if get_chain is None else [each for each in get_chain() if each != certificate]
+    return [ssl.DER_cert_to_PEM_cert(each) for each in (certificate, *others)]
 
 
 _cipher_numbers: dict[str, int] = {}  # name -> number
