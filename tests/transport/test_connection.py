@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from stdserve.transport import connections as connections_module
-from stdserve.transport.connection import Connection
+from stdserve.transport.connection import READ_BYTES, Connection
 from tests.support import BOUND_SECONDS, Client, Running, running, wait_for
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -359,7 +359,7 @@ def test_flood_of_pipelined_requests_is_bounded_and_answered() -> None:
         request = GET.replace(b"/", b"/" + b"a" * 4000, 1)
         sent = fill(client, server, request)
         connection = only(server)
-        assert len(connection.engine.buffer) <= 2 * 65536
+        assert len(connection.engine.buffer) <= 2 * READ_BYTES
         assert connection.queued_bytes <= 2 * 65536
         whole, part = divmod(sent, len(request))
         assert whole > 1000
