@@ -210,9 +210,9 @@ class ThreadPool:
                 self.loop.wake()
             try:
                 job[0](job[1])
-            except BaseException:
+            except BaseException as error:
                 # SystemExit from an application ends its request, never a thread of the pool
-                logger.exception("a job of the thread pool failed")
+                _log_failed_job(error)
             me.job = job = None  # type: ignore[assignment]
             if jobs and not me.blocked and len(self._threads) - len(idle) > 1:
                 self._step_back(me)
@@ -235,6 +235,15 @@ class ThreadPool:
             return False
         me.blocked = me.parked = False
         return True
+
+
+def _log_failed_job(error: BaseException) -> None:
+    """Whatever it takes: without this thread its requests would count as running for ever."""
+    try:
+        logger.exception("a job of the thread pool failed")
+    except Exception:  # an exception whose traceback cannot be shown
+        with contextlib.suppress(Exception):
+            logger.error("a job of the thread pool failed: %s", type(error).__name__, exc_info=False)
 
 
 def _own_clock() -> int | None:

@@ -383,7 +383,11 @@ class WSGICall:
             self._call_soon(self.exchange.fail)
 
     def _log_failure(self, error: BaseException) -> None:
-        frames = traceback.TracebackException.from_exception(error)
+        try:
+            frames = traceback.TracebackException.from_exception(error)
+        except Exception:  # one that cannot be shown
+            logger.error("Exception in WSGI application: %r\n%s", self.exchange, type(error).__name__)
+            return
         while frames.stack and frames.stack[0].filename == __file__ and len(frames.stack) > 1:
             del frames.stack[0]
         text = "".join(frames.format()).rstrip()

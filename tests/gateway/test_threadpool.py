@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 
 from stdserve.gateway import threadpool
+from stdserve.gateway import threadpool as threadpool_module
 from stdserve.gateway.threadpool import LOOK_SECONDS, ThreadPool
 from stdserve.transport.loop import Loop
 from tests.support import BOUND_SECONDS, wait_for
@@ -663,3 +664,12 @@ def test_jobs_of_several_loops_turns_and_failures() -> None:
         serve_jobs(fail_sometimes, 500, 8)
     finally:
         threadpool.logger.setLevel(level)
+
+
+def test_failure_that_cannot_be_logged_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("its traceback cannot be shown")
+
+    monkeypatch.setattr(threadpool_module.logger, "exception", fail)
+    monkeypatch.setattr(threadpool_module.logger, "error", fail)
+    threadpool_module._log_failed_job(ValueError())
