@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import tempfile
+import threading
 
 _EXIT_CODES = {
     0: "it ended by itself",
@@ -52,7 +53,17 @@ class LastWords:
                 self._fd = os.dup(file.fileno())
 
     def capture(self) -> None:
-        """In the worker."""
+        """In the worker.
+
+        By a thread of its own: faulthandler gives the thread that enables it a small stack for signals, and Python runs
+        its handlers of all signals there (SA_ONSTACK). In the main thread a few that come together overflow it and
+        write over whatever memory lies below.
+        """
+        thread = threading.Thread(target=self._enable, name="stdserve-faulthandler")
+        thread.start()
+        thread.join()
+
+    def _enable(self) -> None:
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             faulthandler.enable(self._fd)
 

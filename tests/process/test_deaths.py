@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,25 @@ def test_last_words_of_a_process_that_crashes() -> None:
     quiet = LastWords()
     assert quiet.read() == ""
     quiet.close()
+
+
+SIGNALS_TOGETHER = """
+import os, signal
+from stdserve.process.deaths import LastWords
+LastWords().capture()
+numbers = range(signal.SIGRTMIN, signal.SIGRTMIN + 24)
+for number in numbers:
+    signal.signal(number, lambda *_: None)
+for _ in range(20):
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="too few signals")
+def test_signals_that_come_together_do_not_overflow_the_stack_for_crashes() -> None:
+    """In a process of its own: pytest enables faulthandler, in the main thread."""
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", SIGNALS_TOGETHER], env=environ, check=False).returncode == 0
